@@ -1,0 +1,516 @@
+//! CloudEvents 1.0, with the payload kept to the byte.
+//!
+//! The attributes are parsed and checked once, at the edge. The payload is never parsed: a webhook's signature or a
+//! number with 30 digits is still right after years in the log (docs/decisions/0002-cloudevents.md).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use serde::de::{self, MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+/// The longest attribute value that is taken, in bytes. The standard asks for no bound; a log does.
+pub const ATTRIBUTE_BYTES_MAX: usize = 4096;
+/// The most extension attributes an event may have.
+pub const EXTENSIONS_MAX: usize = 64;
+
+/// Why something is no CloudEvent; names the attribute.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidEvent {
+    /// A required attribute is not there.
+    #[error("attribute `{0}` is missing")]
+    Missing(&'static str),
+    /// A value is not allowed for its attribute.
+    #[error("attribute `{name}` {why}")]
+    Attribute {
+        /// The attribute.
+        name: String,
+        /// What is wrong with its value.
+        why: String,
+    },
+    /// The payload does not fit what is said of it.
+    #[error("`data` {0}")]
+    Data(String),
+    /// Not the JSON that was expected.
+    #[error("not a CloudEvent in the JSON format: {0}")]
+    Json(String),
+}
+
+/// An event's payload, as it came.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// JSON text, byte for byte.
+    Json(Box<RawValue>),
+    /// Text that is not JSON.
+    Text(String),
+    /// Any bytes.
+    Binary(Bytes),
+}
+
+impl Data {
+    /// The payload as it goes over a wire in binary mode.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Json(json) => json.get().as_bytes(),
+            Self::Text(text) => text.as_bytes(),
+            Self::Binary(bytes) => bytes,
+        }
+    }
+
+    /// From a body and its content type: JSON where it says so (and is), text where it is text, else bytes.
+    pub fn from_body(body: Bytes, content_type: Option<&str>) -> Result<Self, InvalidEvent> {
+        if is_json(content_type) {
+            let json = serde_json::from_slice::<Box<RawValue>>(&body)
+                .map_err(|e| InvalidEvent::Data(format!("is not the JSON that its content type says: {e}")))?;
+            return Ok(Self::Json(json));
+        }
+        if content_type.is_some_and(|t| t.trim_start().starts_with("text/"))
+            && let Ok(text) = std::str::from_utf8(&body)
+        {
+            return Ok(Self::Text(text.to_owned()));
+        }
+        Ok(Self::Binary(body))
+    }
+}
+
+impl PartialEq for Data {
+    fn eq(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other) && self.as_bytes() == other.as_bytes()
+    }
+}
+
+/// Whether a content type is JSON. No content type means JSON, as the standard says.
+pub fn is_json(content_type: Option<&str>) -> bool {
+    let Some(content_type) = content_type else { return true };
+    let media = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    media.ends_with("/json") || media.ends_with("+json")
+}
+
+/// The value of an extension attribute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ExtensionValue {
+    /// Truth.
+    Boolean(bool),
+    /// A 32-bit number, as the standard bounds it.
+    Integer(i32),
+    /// Text; URIs, times and bytes travel as text too.
+    String(String),
+}
+
+impl fmt::Display for ExtensionValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boolean(b) => b.fmt(f),
+            Self::Integer(i) => i.fmt(f),
+            Self::String(s) => s.fmt(f),
+        }
+    }
+}
+
+/// A CloudEvent 1.0. Serialised, it is the standard's JSON event format.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Names the event within its source.
+    pub id: String,
+    /// Where it comes from: a URI reference.
+    pub source: String,
+    /// What happened.
+    pub ty: String,
+    /// What it happened to.
+    pub subject: Option<String>,
+    /// When it happened (RFC 3339), as it came.
+    pub time: Option<String>,
+    /// The payload's media type.
+    pub datacontenttype: Option<String>,
+    /// The payload's schema: a URI.
+    pub dataschema: Option<String>,
+    /// Extension attributes, by name.
+    pub extensions: BTreeMap<String, ExtensionValue>,
+    /// The payload.
+    pub data: Option<Data>,
+}
+
+impl Event {
+    /// An event with the required attributes and nothing else.
+    pub fn new(id: impl Into<String>, source: impl Into<String>, ty: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            source: source.into(),
+            ty: ty.into(),
+            subject: None,
+            time: None,
+            datacontenttype: None,
+            dataschema: None,
+            extensions: BTreeMap::new(),
+            data: None,
+        }
+    }
+
+    /// Reads one event in the JSON format.
+    pub fn from_json(json: &[u8]) -> Result<Self, InvalidEvent> {
+        serde_json::from_slice::<Draft>(json).map_err(|e| InvalidEvent::Json(e.to_string()))?.finish()
+    }
+
+    /// The event in the JSON format.
+    pub fn to_json(&self) -> Vec<u8> {
+        // Writing to memory, with string keys throughout: there is nothing that could fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// An attribute's value as text, standard or extension, by its name; for filters.
+    pub fn attribute(&self, name: &str) -> Option<std::borrow::Cow<'_, str>> {
+        use std::borrow::Cow;
+        let optional = |v: &'_ Option<String>| v.clone().map(Cow::Owned);
+        match name {
+            "specversion" => Some("1.0".into()),
+            "id" => Some(self.id.as_str().into()),
+            "source" => Some(self.source.as_str().into()),
+            "type" => Some(self.ty.as_str().into()),
+            "subject" => optional(&self.subject),
+            "time" => optional(&self.time),
+            "datacontenttype" => optional(&self.datacontenttype),
+            "dataschema" => optional(&self.dataschema),
+            _ => self.extensions.get(name).map(|v| v.to_string().into()),
+        }
+    }
+
+    /// An extension attribute that is text.
+    pub fn extension_str(&self, name: &str) -> Option<&str> {
+        match self.extensions.get(name)? {
+            ExtensionValue::String(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// Sets an attribute by its name from text, as in a `ce-…` header; extension values stay text.
+    pub fn set_attribute(&mut self, name: &str, value: &str) -> Result<(), InvalidEvent> {
+        let value = value.to_owned();
+        match name {
+            "id" => self.id = value,
+            "source" => self.source = value,
+            "type" => self.ty = value,
+            "subject" => self.subject = Some(value),
+            "time" => self.time = Some(value),
+            "datacontenttype" => self.datacontenttype = Some(value),
+            "dataschema" => self.dataschema = Some(value),
+            "specversion" => {}
+            _ => {
+                self.extensions.insert(name.to_owned(), ExtensionValue::String(value));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks every attribute against the standard and our bounds. Parsing has done so already.
+    pub fn validate(&self) -> Result<(), InvalidEvent> {
+        for (name, value) in [("id", &self.id), ("source", &self.source), ("type", &self.ty)] {
+            if value.is_empty() {
+                return Err(attribute(name, "is empty"));
+            }
+        }
+        let required = [("id", Some(&self.id)), ("source", Some(&self.source)), ("type", Some(&self.ty))];
+        let optional = [
+            ("subject", self.subject.as_ref()),
+            ("time", self.time.as_ref()),
+            ("datacontenttype", self.datacontenttype.as_ref()),
+            ("dataschema", self.dataschema.as_ref()),
+        ];
+        for (name, value) in required.into_iter().chain(optional) {
+            if let Some(value) = value {
+                check_text(name, value)?;
+            }
+        }
+        // RFC 3986 leaves out of a URI reference what would break a header or a log line.
+        if self.source.chars().any(|c| c.is_whitespace() || matches!(c, '<' | '>' | '"' | '`' | '\\' | '{' | '}')) {
+            return Err(attribute("source", "is not a URI reference"));
+        }
+        if let Some(time) = &self.time
+            && time.parse::<jiff::Timestamp>().is_err()
+        {
+            return Err(attribute("time", "is not an RFC 3339 time"));
+        }
+        if let Some(subject) = &self.subject
+            && subject.is_empty()
+        {
+            return Err(attribute("subject", "is empty"));
+        }
+        if self.extensions.len() > EXTENSIONS_MAX {
+            return Err(attribute("extensions", &format!("are more than {EXTENSIONS_MAX}")));
+        }
+        for (name, value) in &self.extensions {
+            check_extension_name(name)?;
+            if let ExtensionValue::String(s) = value {
+                check_text(name, s)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn attribute(name: &str, why: &str) -> InvalidEvent {
+    InvalidEvent::Attribute { name: name.chars().take(80).collect(), why: why.to_owned() }
+}
+
+fn check_text(name: &str, value: &str) -> Result<(), InvalidEvent> {
+    if value.len() > ATTRIBUTE_BYTES_MAX {
+        return Err(attribute(name, &format!("is longer than {ATTRIBUTE_BYTES_MAX} bytes")));
+    }
+    if value.chars().any(char::is_control) {
+        return Err(attribute(name, "has a control character"));
+    }
+    Ok(())
+}
+
+fn check_extension_name(name: &str) -> Result<(), InvalidEvent> {
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
+        return Err(attribute(name, "is not a name of an attribute (1 to 64 of a-z and 0-9)"));
+    }
+    Ok(())
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("specversion", "1.0")?;
+        map.serialize_entry("id", &self.id)?;
+        map.serialize_entry("source", &self.source)?;
+        map.serialize_entry("type", &self.ty)?;
+        for (name, value) in [
+            ("subject", &self.subject),
+            ("time", &self.time),
+            ("datacontenttype", &self.datacontenttype),
+            ("dataschema", &self.dataschema),
+        ] {
+            if let Some(value) = value {
+                map.serialize_entry(name, value)?;
+            }
+        }
+        for (name, value) in &self.extensions {
+            map.serialize_entry(name, value)?;
+        }
+        match &self.data {
+            Some(Data::Json(json)) => map.serialize_entry("data", json)?,
+            Some(Data::Text(text)) => map.serialize_entry("data", text)?,
+            Some(Data::Binary(bytes)) => map.serialize_entry("data_base64", &BASE64.encode(bytes))?,
+            None => {}
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Draft::deserialize(deserializer)?.finish().map_err(de::Error::custom)
+    }
+}
+
+/// An event of which attributes may still be missing: what a function emits, before Nexus fills in the rest.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// `specversion`, if given.
+    pub specversion: Option<String>,
+    /// Every other attribute that is text, standard or extension, or another scalar.
+    pub attributes: BTreeMap<String, ExtensionValue>,
+    data: Option<Box<RawValue>>,
+    data_base64: Option<String>,
+}
+
+impl Draft {
+    /// Sets a text attribute where none was given.
+    pub fn default_to(&mut self, name: &str, value: impl FnOnce() -> String) {
+        self.attributes.entry(name.to_owned()).or_insert_with(|| ExtensionValue::String(value()));
+    }
+
+    /// The event, if everything required is there and right.
+    pub fn finish(self) -> Result<Event, InvalidEvent> {
+        match self.specversion.as_deref() {
+            Some("1.0") => {}
+            Some(other) => {
+                let why = format!("is {:?}; only 1.0 is spoken here", other.chars().take(20).collect::<String>());
+                return Err(attribute("specversion", &why));
+            }
+            None => return Err(InvalidEvent::Missing("specversion")),
+        }
+        let mut extensions = self.attributes;
+        let mut take = |name: &'static str| match extensions.remove(name) {
+            None => Ok(None),
+            Some(ExtensionValue::String(s)) => Ok(Some(s)),
+            Some(_) => Err(attribute(name, "is not a string")),
+        };
+        let mut event = Event {
+            id: take("id")?.ok_or(InvalidEvent::Missing("id"))?,
+            source: take("source")?.ok_or(InvalidEvent::Missing("source"))?,
+            ty: take("type")?.ok_or(InvalidEvent::Missing("type"))?,
+            subject: take("subject")?,
+            time: take("time")?,
+            datacontenttype: take("datacontenttype")?,
+            dataschema: take("dataschema")?,
+            extensions,
+            data: None,
+        };
+        event.data = match (self.data, self.data_base64) {
+            (Some(_), Some(_)) => return Err(InvalidEvent::Data("stands beside `data_base64`; only one may".into())),
+            (Some(raw), None) if is_json(event.datacontenttype.as_deref()) => Some(Data::Json(raw)),
+            // The JSON format lets a non-JSON payload be a JSON string, which then is the payload's text.
+            (Some(raw), None) => match serde_json::from_str::<String>(raw.get()) {
+                Ok(text) => Some(Data::Text(text)),
+                Err(_) => Some(Data::Json(raw)),
+            },
+            (None, Some(text)) => {
+                let bytes = BASE64
+                    .decode(text.as_bytes())
+                    .map_err(|e| InvalidEvent::Data(format!("in `data_base64` is not base64: {e}")))?;
+                Some(Data::Binary(bytes.into()))
+            }
+            (None, None) => None,
+        };
+        event.validate()?;
+        Ok(event)
+    }
+}
+
+impl<'de> Deserialize<'de> for Draft {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct DraftVisitor;
+
+        impl<'de> Visitor<'de> for DraftVisitor {
+            type Value = Draft;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a CloudEvent as a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Draft, A::Error> {
+                let mut draft = Draft::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    match name.as_str() {
+                        "data" if draft.data.is_some() => return Err(de::Error::duplicate_field("data")),
+                        "data" => draft.data = Some(map.next_value()?),
+                        "data_base64" if draft.data_base64.is_some() => {
+                            return Err(de::Error::duplicate_field("data_base64"));
+                        }
+                        "data_base64" => draft.data_base64 = map.next_value()?,
+                        "specversion" => {
+                            draft.specversion = Some(map.next_value::<String>().map_err(|e| {
+                                de::Error::custom(format_args!("attribute `specversion` is not a string: {e}"))
+                            })?);
+                        }
+                        _ => {
+                            // null means absent (JSON format, section 2.2).
+                            let value: Option<serde_json::Value> = map.next_value()?;
+                            let Some(value) = value else { continue };
+                            let value = scalar(&name, value).map_err(de::Error::custom)?;
+                            if draft.attributes.len() > EXTENSIONS_MAX + 8 {
+                                return Err(de::Error::custom("too many attributes"));
+                            }
+                            if draft.attributes.insert(name.clone(), value).is_some() {
+                                return Err(de::Error::custom(format_args!("attribute `{name}` appears twice")));
+                            }
+                        }
+                    }
+                }
+                Ok(draft)
+            }
+        }
+
+        deserializer.deserialize_map(DraftVisitor)
+    }
+}
+
+fn scalar(name: &str, value: serde_json::Value) -> Result<ExtensionValue, InvalidEvent> {
+    use serde_json::Value;
+    match value {
+        Value::Bool(b) => Ok(ExtensionValue::Boolean(b)),
+        Value::String(s) => Ok(ExtensionValue::String(s)),
+        Value::Number(n) => n
+            .as_i64()
+            .and_then(|i| i32::try_from(i).ok())
+            .map(ExtensionValue::Integer)
+            .ok_or_else(|| attribute(name, "is a number outside the 32-bit integers that CloudEvents allows")),
+        _ => Err(attribute(name, "is neither a string nor a number nor a boolean")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(json: &str) -> Result<Event, InvalidEvent> {
+        Event::from_json(json.as_bytes())
+    }
+
+    #[test]
+    fn the_payload_is_kept_to_the_byte() {
+        let json = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"b":1.0, "a":12345678901234567890123}}"#;
+        let event = parse(json).expect(json);
+        assert_eq!(event.data.as_ref().expect("data").as_bytes(), br#"{"b":1.0, "a":12345678901234567890123}"#);
+        assert_eq!(parse(std::str::from_utf8(&event.to_json()).expect("text")).expect("again"), event);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let check = |json: &str, expected: &str| {
+            let error = parse(json).expect_err(json).to_string();
+            assert!(error.contains(expected), "{json}: {error}");
+        };
+        check(r#"{"id":"1","source":"/s","type":"t"}"#, "`specversion` is missing");
+        check(r#"{"specversion":"0.3","id":"1","source":"/s","type":"t"}"#, "`specversion`");
+        check(r#"{"specversion":"1.0","source":"/s","type":"t"}"#, "`id` is missing");
+        check(r#"{"specversion":"1.0","id":"","source":"/s","type":"t"}"#, "`id` is empty");
+        check(r#"{"specversion":"1.0","id":7,"source":"/s","type":"t"}"#, "`id` is not a string");
+        check(r#"{"specversion":"1.0","id":"1","source":"a b","type":"t"}"#, "`source`");
+        check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","time":"noon"}"#, "`time`");
+        check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","Up":"x"}"#, "`Up`");
+        check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","ext":{}}"#, "`ext`");
+        check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","n":4294967296}"#, "`n`");
+        check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":1,"data_base64":"AA=="}"#, "`data`");
+        check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data_base64":"*"}"#, "base64");
+        check(r#"{"specversion":"1.0","id":"1","id":"2","source":"/s","type":"t"}"#, "twice");
+        check("[]", "JSON");
+        check("", "JSON");
+    }
+
+    #[test]
+    fn payloads_by_content_type() {
+        let check = |content_type: &str, data: &str, expected: Data| {
+            let json = format!(
+                r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":{content_type:?},{data}}}"#
+            );
+            assert_eq!(parse(&json).expect(&json).data, Some(expected), "{json}");
+        };
+        let raw = |s: &str| RawValue::from_string(s.to_owned()).expect("json");
+        check("application/json", r#""data":"x""#, Data::Json(raw(r#""x""#)));
+        check("application/vnd.acme+json; charset=utf-8", r#""data":[1]"#, Data::Json(raw("[1]")));
+        check("text/plain", r#""data":"x""#, Data::Text("x".into()));
+        check("image/png", r#""data_base64":"AAE=""#, Data::Binary(Bytes::from_static(&[0, 1])));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Event::from_json(&bytes);
+        }
+
+        #[test]
+        fn events_round_trip(
+            id in "[!-~]{1,40}", source in "/[a-z0-9/]{0,40}", ty in "[a-z.]{1,40}",
+            ext in proptest::collection::btree_map("[a-z0-9]{1,10}x", "[ -~]{0,20}", 0..5),
+            data in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..60)),
+        ) {
+            let mut event = Event::new(id, source, ty);
+            event.extensions = ext.into_iter().map(|(k, v)| (k, ExtensionValue::String(v))).collect();
+            if let Some(bytes) = data {
+                event.datacontenttype = Some("application/octet-stream".into());
+                event.data = Some(Data::Binary(bytes.into()));
+            }
+            prop_assert_eq!(Event::from_json(&event.to_json()).expect("own JSON"), event);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Functions: what is deployed, and how it may run.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::filter::Filter;
+use crate::ids::{Digest, FunctionName, Version};
+
+/// The kinds of function, told apart by looking at the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FunctionKind {
+    /// A component that exports `wasi:http/incoming-handler`.
+    #[serde(rename = "wasi:http")]
+    WasiHttp,
+    /// A component of our own world, `nexus:function`.
+    #[serde(rename = "nexus:function")]
+    NexusFunction,
+    /// A component that exports `wasi:cli/run`.
+    #[serde(rename = "wasi:cli")]
+    WasiCli,
+    /// A core module of WASI preview 1 with `_start`.
+    #[serde(rename = "wasi:preview1")]
+    Preview1,
+}
+
+impl FunctionKind {
+    /// The name in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WasiHttp => "wasi:http",
+            Self::NexusFunction => "nexus:function",
+            Self::WasiCli => "wasi:cli",
+            Self::Preview1 => "wasi:preview1",
+        }
+    }
+}
+
+/// A configuration that cannot be; names the part.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` {why}")]
+pub struct InvalidConfig {
+    /// The field, as in `limits.timeout_ms`.
+    pub field: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// How a function may run, and on which events.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FunctionConfig {
+    /// Each trigger whose filters all match sends the event here. None: only calls by name.
+    pub triggers: Vec<Trigger>,
+    /// The function's environment variables.
+    pub env: BTreeMap<String, String>,
+    /// Bounds of one invocation, and on how many at once.
+    pub limits: Limits,
+    /// What happens after a failure.
+    pub retry: Retry,
+    /// The hosts that the function may call: `host`, `host:port`, `host:*` or `*.host`. None by default.
+    pub egress: Vec<String>,
+    /// Folders of the host that the function sees. Only below those that the server allows.
+    pub mounts: Vec<Mount>,
+}
+
+/// One subscription.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trigger {
+    /// All must match. None matches every event that is addressed to nobody.
+    pub filters: Vec<Filter>,
+}
+
+/// Bounds of one invocation, and on how many at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// The longest one invocation may take: 1 to 900,000.
+    pub timeout_ms: u64,
+    /// The most memory one instance may have: 1 to 4,096. Above 256 the function runs with guard pages.
+    pub memory_mb: u32,
+    /// How many may run at once: 1 to 1,000.
+    pub concurrency: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { timeout_ms: 30_000, memory_mb: 128, concurrency: 100 }
+    }
+}
+
+impl Limits {
+    /// The longest one invocation may take.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+}
+
+/// What happens after a failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// Attempts in all, the first included: 1 to 100.
+    pub attempts_max: u32,
+    /// The wait after the first failure; doubled after each, give or take a quarter.
+    pub backoff_ms: u64,
+    /// The longest wait.
+    pub backoff_max_ms: u64,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts_max: 5, backoff_ms: 500, backoff_max_ms: 60_000 }
+    }
+}
+
+impl Retry {
+    /// The wait before attempt `attempt + 1`, or `None` if `attempt` was the last. `jitter` is in `0.0..1.0`.
+    ///
+    /// Exponential with a jitter of a quarter either way: enough to spread a herd, little enough to be foreseen.
+    pub fn after(&self, attempt: u32, jitter: f64) -> Option<Duration> {
+        if attempt >= self.attempts_max {
+            return None;
+        }
+        let doubled = self.backoff_ms.saturating_mul(1 << attempt.saturating_sub(1).min(30));
+        let wait_ms = doubled.min(self.backoff_max_ms) as f64 * (0.75 + jitter.clamp(0.0, 1.0) / 2.0);
+        Some(Duration::from_millis(wait_ms as u64))
+    }
+}
+
+/// A folder of the host that a function sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// The folder on the host, absolute.
+    pub host: std::path::PathBuf,
+    /// Where the function sees it.
+    pub guest: String,
+    /// Whether the function may write there.
+    #[serde(default)]
+    pub writable: bool,
+}
+
+impl FunctionConfig {
+    /// Checks the bounds of every field.
+    pub fn validate(&self) -> Result<(), InvalidConfig> {
+        let range = |field: &str, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                return Ok(());
+            }
+            Err(InvalidConfig { field: field.into(), why: format!("is {value}; it must be {min} to {max}") })
+        };
+        let invalid = |field: String, why: &str| Err(InvalidConfig { field, why: why.into() });
+        range("triggers", self.triggers.len() as u64, 0, 64)?;
+        range("limits.timeout_ms", self.limits.timeout_ms, 1, 900_000)?;
+        range("limits.memory_mb", u64::from(self.limits.memory_mb), 1, 4096)?;
+        range("limits.concurrency", u64::from(self.limits.concurrency), 1, 1000)?;
+        range("retry.attempts_max", u64::from(self.retry.attempts_max), 1, 100)?;
+        range("retry.backoff_ms", self.retry.backoff_ms, 0, 3_600_000)?;
+        range("retry.backoff_max_ms", self.retry.backoff_max_ms, self.retry.backoff_ms, 86_400_000)?;
+        range("env", self.env.len() as u64, 0, 256)?;
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return invalid(format!("env.{name}"), "has a name or value that no environment can hold");
+            }
+            if name.len() + value.len() > 32 * 1024 {
+                return invalid(format!("env.{name}"), "is longer than 32 KiB");
+            }
+        }
+        range("egress", self.egress.len() as u64, 0, 256)?;
+        for (i, pattern) in self.egress.iter().enumerate() {
+            if !egress::is_pattern(pattern) {
+                return invalid(format!("egress[{i}]"), "must be host, host:port, host:* or *.host");
+            }
+        }
+        range("mounts", self.mounts.len() as u64, 0, 16)?;
+        for (i, mount) in self.mounts.iter().enumerate() {
+            if !mount.host.is_absolute() {
+                return invalid(format!("mounts[{i}].host"), "must be an absolute path");
+            }
+            if !mount.guest.starts_with('/') {
+                return invalid(format!("mounts[{i}].guest"), "must begin with /");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the function may call this host and port.
+    pub fn may_call(&self, host: &str, port: u16) -> bool {
+        self.egress.iter().any(|pattern| egress::matches(pattern, host, port))
+    }
+}
+
+mod egress {
+    /// Splits `host:port`; an IPv6 address stands in brackets.
+    fn split(pattern: &str) -> (&str, Option<&str>) {
+        match pattern.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
+            _ => (pattern, None),
+        }
+    }
+
+    pub fn is_pattern(pattern: &str) -> bool {
+        let (host, port) = split(pattern);
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        let name_ok = !name.is_empty()
+            && name.len() <= 255
+            && (host.starts_with('[') && host.ends_with(']')
+                || name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')));
+        name_ok && port.is_none_or(|p| p == "*" || p.parse::<u16>().is_ok_and(|p| p > 0))
+    }
+
+    pub fn matches(pattern: &str, host: &str, port: u16) -> bool {
+        let (want_host, want_port) = split(pattern);
+        let host_ok = match want_host.strip_prefix("*.") {
+            Some(domain) => {
+                let (host, domain) = (host.to_ascii_lowercase(), domain.to_ascii_lowercase());
+                host.strip_suffix(&domain).is_some_and(|sub| sub.len() > 1 && sub.ends_with('.'))
+            }
+            None => want_host.eq_ignore_ascii_case(host),
+        };
+        // A host alone means the two ports of the web; another port must be named.
+        let port_ok = match want_port {
+            None => matches!(port, 80 | 443),
+            Some("*") => true,
+            Some(want) => want.parse() == Ok(port),
+        };
+        host_ok && port_ok
+    }
+}
+
+/// One deployed version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FunctionVersion {
+    /// Counted from 1.
+    pub version: Version,
+    /// Of the component or module.
+    pub digest: Digest,
+    /// What it is.
+    pub kind: FunctionKind,
+    /// When it was deployed.
+    pub created_at: Timestamp,
+}
+
+/// A function with its versions; the last one is current.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Function {
+    /// Its name.
+    pub name: FunctionName,
+    /// All versions, oldest first; never empty.
+    pub versions: Vec<FunctionVersion>,
+    /// How it may run.
+    pub config: FunctionConfig,
+}
+
+impl Function {
+    /// The current version.
+    pub fn current(&self) -> Option<&FunctionVersion> {
+        self.versions.last()
+    }
+
+    /// A version by its number.
+    pub fn version(&self, version: Version) -> Option<&FunctionVersion> {
+        self.versions.iter().find(|v| v.version == version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn egress_patterns() {
+        let check = |pattern: &str, host: &str, port: u16, expected: bool| {
+            let config = FunctionConfig { egress: vec![pattern.into()], ..Default::default() };
+            assert_eq!(config.validate(), Ok(()), "{pattern}");
+            assert_eq!(config.may_call(host, port), expected, "{pattern} {host}:{port}");
+        };
+        check("api.example.com", "api.example.com", 443, true);
+        check("api.example.com", "API.example.com", 80, true);
+        check("api.example.com", "api.example.com", 8080, false);
+        check("api.example.com:8080", "api.example.com", 8080, true);
+        check("127.0.0.1:*", "127.0.0.1", 9, true);
+        check("*.example.com", "a.b.example.com", 443, true);
+        check("*.example.com", "example.com", 443, false);
+        check("*.example.com", "badexample.com", 443, false);
+        check("[::1]:*", "[::1]", 80, true);
+        for bad in ["", "a b", "host:0", "host:x", "*.", "http://host", "host/path"] {
+            let config = FunctionConfig { egress: vec![bad.into()], ..Default::default() };
+            assert!(config.validate().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn back_off_doubles_within_its_bounds() {
+        let retry = Retry { attempts_max: 4, backoff_ms: 100, backoff_max_ms: 250 };
+        let waits: Vec<_> = (1..=4).map(|attempt| retry.after(attempt, 0.5).map(|d| d.as_millis())).collect();
+        assert_eq!(waits, [Some(100), Some(200), Some(250), None]);
+        assert_eq!(retry.after(1, 0.0), Some(Duration::from_millis(75)));
+    }
+
+    #[test]
+    fn unknown_fields_and_bounds_are_named() {
+        assert!(serde_json::from_str::<FunctionConfig>(r#"{"trigers":[]}"#).is_err());
+        let mut config = FunctionConfig::default();
+        config.limits.memory_mb = 0;
+        assert!(config.validate().expect_err("bound").to_string().contains("limits.memory_mb"));
+    }
+}

@@ -1,0 +1,126 @@
+//! The kernel's account of an invocation or of a program: what it made the kernel do.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// How much the probes saw. Ordered by what it tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelMode {
+    /// System calls, and where the time went.
+    Full,
+    /// System calls with their counts, errors and latencies; no scheduling.
+    Counts,
+    /// Nothing was watched: every number is absent, which is not zero.
+    #[default]
+    Off,
+}
+
+impl KernelMode {
+    /// The name in JSON, in spans and on the metrics page.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Counts => "counts",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What one system call cost, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyscallStats {
+    /// Calls that returned.
+    pub count: u64,
+    /// Calls that returned an error (`-4095..=-1`).
+    pub errors: u64,
+    /// Time from entry to return, over all calls.
+    pub total_ns: u64,
+    /// The longest of them.
+    pub max_ns: u64,
+}
+
+impl SyscallStats {
+    /// Adds what `other` counted.
+    pub fn add(&mut self, other: &SyscallStats) {
+        self.count += other.count;
+        self.errors += other.errors;
+        self.total_ns += other.total_ns;
+        self.max_ns = self.max_ns.max(other.max_ns);
+    }
+}
+
+/// Page faults by whether the disk was needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageFaults {
+    /// Served from memory.
+    pub minor: u64,
+    /// Had to wait for the disk.
+    pub major: u64,
+}
+
+/// The kernel's account. When `mode` is `off` every number is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelAccount {
+    /// How much was watched.
+    pub mode: KernelMode,
+    /// Why it is not more, where it is not `full`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Cow<'static, str>>,
+    /// Whether nothing that belongs here was missed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete: Option<bool>,
+    /// Records that found no room. Counts are exact even so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
+    /// By the system call's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub syscalls: Option<BTreeMap<Cow<'static, str>, SyscallStats>>,
+    /// Time on a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_cpu_ns: Option<u64>,
+    /// Time ready to run, and waiting for a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_queue_ns: Option<u64>,
+    /// Time blocked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off_cpu_ns: Option<u64>,
+    /// Page faults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_faults: Option<PageFaults>,
+    /// Times the thread was taken off its CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_switches: Option<u64>,
+}
+
+impl KernelAccount {
+    /// The account where nothing was watched, with the reason.
+    pub fn off(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason: Some(reason.into()), ..Self::default() }
+    }
+
+    /// The sum over all system calls, if any were watched.
+    pub fn syscall_totals(&self) -> Option<SyscallStats> {
+        let syscalls = self.syscalls.as_ref()?;
+        let mut sum = SyscallStats::default();
+        for stats in syscalls.values() {
+            sum.add(stats);
+        }
+        Some(sum)
+    }
+}
+
+/// One system call that took longer than the threshold: a span event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowSyscall {
+    /// The system call's name.
+    pub name: Cow<'static, str>,
+    /// What it returned; an error as its negative number.
+    pub ret: i64,
+    /// Nanoseconds after the invocation's start.
+    pub offset_ns: u64,
+    /// From entry to return.
+    pub duration_ns: u64,
+}

@@ -1,0 +1,14 @@
+//! What every part of Nexus speaks of: ids, events, records, outcomes, trace context, filters.
+//!
+//! No tokio and no I/O: everything here is data, or a pure function of data.
+
+pub mod clock;
+pub mod event;
+pub mod filter;
+pub mod function;
+pub mod ids;
+pub mod kernel;
+pub mod mark;
+pub mod outcome;
+pub mod record;
+pub mod trace;

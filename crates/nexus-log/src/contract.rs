@@ -1,0 +1,222 @@
+//! The storage contract: the log of events and outcomes, the registry of what is deployed, the artifacts.
+//!
+//! Every implementation passes [`crate::conformance`]. Nothing here names one of them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use nexus_core::ids::{Digest, FunctionName, InvocationId, Seq};
+use nexus_core::outcome::Outcome;
+use nexus_core::record::{NewRecord, Record};
+use nexus_core::trace::TraceId;
+use tokio::sync::watch;
+
+/// Why storage did not do it. [`StorageError::is_retryable`] tells whether the same call may succeed later.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The disk has less room than the reserve that is kept for finishing work.
+    #[error("the disk is full: {free_bytes} bytes are free, {reserve_bytes} are kept in reserve; free some space or lower retention")]
+    Full {
+        /// Free now.
+        free_bytes: u64,
+        /// Needed free for this kind of write.
+        reserve_bytes: u64,
+    },
+    /// More is waiting to be written than the bound allows.
+    #[error("storage is behind: {waiting} writes are waiting; try again shortly")]
+    Busy {
+        /// Writes that wait.
+        waiting: usize,
+    },
+    /// Storage is shutting down.
+    #[error("storage is closed")]
+    Closed,
+    /// Another process has it.
+    #[error("data directory {path} is in use by another process; stop it or choose another with --data-dir")]
+    Locked {
+        /// The data directory.
+        path: String,
+    },
+    /// Written by a later release.
+    #[error("the store is of format {found}, this release reads up to {known}; run the release that wrote it, or a later one")]
+    Newer {
+        /// What the store says.
+        found: u32,
+        /// What is known here.
+        known: u32,
+    },
+    /// What was read is not what was written.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// Somebody else changed the entry first.
+    #[error("{key} was changed by someone else")]
+    Conflict {
+        /// The registry's key.
+        key: String,
+    },
+    /// The operating system or the storage library said no.
+    #[error("storage failed: {0}")]
+    Failed(String),
+}
+
+impl StorageError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Busy { .. } | Self::Failed(_))
+    }
+}
+
+/// What the log says of an event that it has taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its place; of the first one, if this is a duplicate.
+    pub seq: Seq,
+    /// Its trace; of the first one, if this is a duplicate.
+    pub trace_id: TraceId,
+    /// Whether the same `source` and `id` were in the log already, within the window.
+    pub duplicate: bool,
+}
+
+/// What comes of an invocation, written as one.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The outcome. Its disposition parks the delivery (`Retry`), or ends it.
+    pub outcome: Outcome,
+    /// The events that the function emitted.
+    pub emitted: Vec<NewRecord>,
+}
+
+/// A delivery that failed and waits to be tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// The event.
+    pub seq: Seq,
+    /// The function.
+    pub function: FunctionName,
+    /// The attempt that failed last.
+    pub attempt: u32,
+    /// Not before this time.
+    pub at: Timestamp,
+}
+
+/// How far delivery has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Every event before this place is delivered, or parked.
+    pub delivered_below: Seq,
+    /// Deliveries that wait to be tried again.
+    pub parked: Vec<Parked>,
+}
+
+/// Which events are asked for; every given part must hold.
+#[derive(Clone, Debug, Default)]
+pub struct EventQuery {
+    /// Received at or after.
+    pub from: Option<Timestamp>,
+    /// Received before.
+    pub to: Option<Timestamp>,
+    /// The `type`, exactly.
+    pub ty: Option<String>,
+    /// The `source`, exactly.
+    pub source: Option<String>,
+    /// The trace.
+    pub trace: Option<TraceId>,
+    /// Only events before this place: where the last page ended.
+    pub before: Option<Seq>,
+    /// At most so many: 1 to 1,000.
+    pub limit: usize,
+}
+
+/// One page of an answer, newest first.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The events.
+    pub records: Vec<Record>,
+    /// Pass it as [`EventQuery::before`] for the next page; `None` at the end.
+    pub next: Option<Seq>,
+}
+
+/// The log of events and of what came of them.
+#[async_trait]
+pub trait Log: Send + Sync + 'static {
+    /// Appends a batch, whole or not at all; returns when it is durable. A duplicate within the batch or within the
+    /// window is answered with the first one's receipt and not appended.
+    async fn append(&self, batch: Vec<NewRecord>) -> Result<Vec<Receipt>, StorageError>;
+
+    /// Appends an outcome with the events that it emitted, as one; returns when it is durable. Emitted duplicates are
+    /// not appended, as in [`Log::append`]. The receipts are of the emitted events.
+    async fn commit(&self, commit: Commit) -> Result<Vec<Receipt>, StorageError>;
+
+    /// Remembers that every event before `below` is delivered or parked. Need not be durable at return: after a crash
+    /// an older mark only makes more be looked at again.
+    async fn advance(&self, below: Seq) -> Result<(), StorageError>;
+
+    /// How far delivery has come, as far as it is durable; read once at start.
+    async fn progress(&self) -> Result<Progress, StorageError>;
+
+    /// The last durable place; changes wake whoever waits.
+    fn head(&self) -> watch::Receiver<Seq>;
+
+    /// Events from a place on, in order, at most `max`. Those that retention took are left out.
+    async fn read(&self, from: Seq, max: usize) -> Result<Vec<Record>, StorageError>;
+
+    /// The event at a place.
+    async fn get(&self, seq: Seq) -> Result<Option<Record>, StorageError>;
+
+    /// Events with this `id`, of all sources or of one; the newest of each source, at most 100.
+    async fn find(&self, id: &str, source: Option<&str>) -> Result<Vec<Record>, StorageError>;
+
+    /// Events by time, type, source and trace, newest first.
+    async fn query(&self, query: &EventQuery) -> Result<Page, StorageError>;
+
+    /// What came of an event: all attempts and replays, oldest first.
+    async fn outcomes(&self, seq: Seq) -> Result<Vec<Outcome>, StorageError>;
+
+    /// One outcome by its invocation.
+    async fn outcome(&self, invocation: InvocationId) -> Result<Option<Outcome>, StorageError>;
+
+    /// Takes away what is older or more than the retention allows, oldest first, but never an event that is not yet
+    /// delivered or that is parked. Returns how many events went.
+    async fn retain(&self) -> Result<u64, StorageError>;
+}
+
+/// A registry entry's revision: changes with every write of the entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision(pub u64);
+
+/// Small values by key, changed by compare-and-set.
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// The value and its revision.
+    async fn get(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StorageError>;
+    /// Writes the value if the entry is at `expected` (`None`: is not there), durably.
+    async fn put(&self, key: &str, value: Bytes, expected: Option<Revision>) -> Result<Revision, StorageError>;
+    /// Removes the entry if it is at `expected`, durably.
+    async fn delete(&self, key: &str, expected: Revision) -> Result<(), StorageError>;
+    /// All entries whose key begins with `prefix`, in the order of their keys.
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, Bytes, Revision)>, StorageError>;
+    /// Counts up with every change, by whomever.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// Blobs by digest.
+#[async_trait]
+pub trait Artifacts: Send + Sync + 'static {
+    /// Keeps the bytes, durably; the same bytes again are kept once.
+    async fn put(&self, bytes: Bytes) -> Result<Digest, StorageError>;
+    /// The bytes, checked against the digest.
+    async fn get(&self, digest: Digest) -> Result<Option<Bytes>, StorageError>;
+}
+
+/// The three parts together.
+#[derive(Clone)]
+pub struct Storage {
+    /// Events and outcomes.
+    pub log: Arc<dyn Log>,
+    /// What is deployed.
+    pub registry: Arc<dyn Registry>,
+    /// Components.
+    pub artifacts: Arc<dyn Artifacts>,
+}

@@ -1,0 +1,89 @@
+//! Process trees: who is born into one, who starts a program, who dies.
+
+use aya_ebpf::Global;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use nexus_ebpf_common::{
+    Counter, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, TASK_TREE, TASK_UNTRACKED,
+};
+
+use crate::maps::{MEMBERS, TASKS};
+use crate::report::failed;
+use crate::trees::{self, join, let_go};
+
+/// Where in a `task_struct` its thread id is. From the kernel's BTF.
+#[unsafe(no_mangle)]
+static TASK_PID_OFFSET: Global<u32> = Global::new(0);
+
+/// A new process or thread: `(struct task_struct *parent, struct task_struct *child)`. It has not run yet.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn nexus_fork(ctx: RawTracePointContext) -> i32 {
+    let parent_tid = bpf_get_current_pid_tgid() as u32;
+    if !matches!(TASKS.get(parent_tid), Some(&TASK_TREE)) {
+        return 0;
+    }
+    let Some(parent) = MEMBERS.get_ptr(parent_tid) else { return 0 };
+    // SAFETY: a member is written by its own thread only, which is this one.
+    let Member { tree, state, .. } = unsafe { *parent };
+    if !trees::is_observed(tree) {
+        let_go(parent_tid);
+        return 0;
+    }
+    let child: u64 = ctx.arg(1);
+    // SAFETY: the helper checks the address itself.
+    let tid = unsafe { bpf_probe_read_kernel((child + u64::from(TASK_PID_OFFSET.load())) as *const u32) };
+    let Ok(tid) = tid else {
+        trees::count_lost(tree);
+        failed(&ctx, Counter::TaskUnreadable, u64::from(parent_tid));
+        return 0;
+    };
+    if let Err(why) = join(tid, Member { tree, state, enter_nr: ENTER_NONE, reserved: 0, enter_ts_ns: 0 }) {
+        trees::count_lost(tree);
+        failed(&ctx, why, u64::from(tid));
+        return 0;
+    }
+    trees::count_task(tree);
+    0
+}
+
+/// A program starts: `(struct task_struct *, pid_t old_pid, struct linux_binprm *)`. An armed member counts from here on.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn nexus_exec(ctx: RawTracePointContext) -> i32 {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let old_tid: u32 = ctx.arg(1);
+    // A thread that was not the leader takes the leader's id over. The leader's own entries went with its death.
+    if old_tid != tid && matches!(TASKS.get(old_tid), Some(&TASK_TREE)) {
+        if let Some(member) = MEMBERS.get_ptr(old_tid) {
+            // SAFETY: the member is this thread's own, under its old id.
+            let member = unsafe { *member };
+            if let Err(why) = join(tid, member) {
+                failed(&ctx, why, u64::from(tid));
+            }
+        }
+        let_go(old_tid);
+    }
+    if !matches!(TASKS.get(tid), Some(&TASK_TREE)) {
+        return 0;
+    }
+    if let Some(member) = MEMBERS.get_ptr_mut(tid) {
+        // SAFETY: a member is written by its own thread only, which is this one.
+        unsafe {
+            if (*member).state == MEMBER_ARMED {
+                (*member).state = MEMBER_COUNTING;
+            }
+        }
+    }
+    0
+}
+
+/// A thread dies: its id may be another's soon, and must not bring a slot or a membership with it.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn nexus_exit(_ctx: RawTracePointContext) -> i32 {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    match TASKS.get(tid) {
+        None | Some(&TASK_UNTRACKED) => {}
+        Some(_) => let_go(tid),
+    }
+    0
+}
