@@ -1,1 +1,31 @@
-//! collector
+//! User side of the probes.
+//!
+//! [`Probes::load`] attaches them. Threads of the runtime get slots ([`Slots::register_thread`]); what is polled in a
+//! [`Tracked`] or run in [`Account::enter`] is counted on that [`Account`], what the threads do otherwise on the runtime
+//! ([`Slots::runtime_totals`]). [`observe::run`] counts any program by its process tree. [`probe_status`] says what works.
+
+mod account;
+mod btf;
+mod embedded;
+mod error;
+mod mark;
+mod messages;
+mod names;
+pub mod observe;
+mod probes;
+mod raw;
+mod slots;
+mod status;
+mod tasks;
+mod tracked;
+
+pub use account::{Account, KernelSource, SLOW_CALLS_MAX};
+pub use btf::BtfError;
+pub use embedded::object;
+pub use error::{ObjectError, ProbesError, SlotsFull};
+pub use names::syscall_name;
+pub use nexus_ebpf_common::{ABI_SYMBOL, ABI_VERSION};
+pub use probes::{Probes, ProbesConfig};
+pub use slots::Slots;
+pub use status::probe_status;
+pub use tracked::Tracked;

@@ -9,9 +9,7 @@
 mod slot;
 mod tree;
 
-pub use slot::{
-    ENTER_NONE, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord, SyscallStat,
-};
+pub use slot::{ENTER_NONE, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord, SyscallStat};
 pub use tree::{MEMBER_ARMED, MEMBER_COUNTING, Member, TREES_MAX, TreeCounts, TreeKey, TreeStat};
 
 /// The version of this ABI. The object exports it under the symbol [`ABI_SYMBOL`].

@@ -94,5 +94,5 @@ const _: () = {
     assert!(offset_of!(Slot, records) == 48 + 42 * SYSCALLS_MAX);
     assert!(size_of::<Slot>() == 48 + 42 * SYSCALLS_MAX + 32 * RECORDS_MAX);
     // The kernel rounds values of a mmapped array up to 8 bytes: nothing may be left to round.
-    assert!(size_of::<Slot>() % 8 == 0);
+    assert!(size_of::<Slot>().is_multiple_of(8));
 };

@@ -39,3 +39,7 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_M
 /// When each CPU last wrote a log message, in nanoseconds of the monotonic clock.
 #[map]
 pub static LAST_LOG: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// The answer of `nexus_whoami`.
+#[map]
+pub static WHOAMI: Array<u32> = Array::with_max_entries(1, 0);

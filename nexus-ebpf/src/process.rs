@@ -4,11 +4,9 @@ use aya_ebpf::Global;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
-use nexus_ebpf_common::{
-    Counter, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, TASK_TREE, TASK_UNTRACKED,
-};
+use nexus_ebpf_common::{Counter, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, TASK_TREE, TASK_UNTRACKED};
 
-use crate::maps::{MEMBERS, TASKS};
+use crate::maps::{MEMBERS, TASKS, WHOAMI};
 use crate::report::failed;
 use crate::trees::{self, join, let_go};
 
@@ -23,7 +21,9 @@ pub fn nexus_fork(ctx: RawTracePointContext) -> i32 {
     if !matches!(TASKS.get(parent_tid), Some(&TASK_TREE)) {
         return 0;
     }
-    let Some(parent) = MEMBERS.get_ptr(parent_tid) else { return 0 };
+    let Some(parent) = MEMBERS.get_ptr(parent_tid) else {
+        return 0;
+    };
     // SAFETY: a member is written by its own thread only, which is this one.
     let Member { tree, state, .. } = unsafe { *parent };
     if !trees::is_observed(tree) {
@@ -84,6 +84,17 @@ pub fn nexus_exit(_ctx: RawTracePointContext) -> i32 {
     match TASKS.get(tid) {
         None | Some(&TASK_UNTRACKED) => {}
         Some(_) => let_go(tid),
+    }
+    0
+}
+
+/// Not attached to anything: run by the collector, in the thread that asks, to learn the id by which the kernel knows it. In a
+/// PID namespace that is another than the one that the thread itself sees.
+#[raw_tracepoint]
+pub fn nexus_whoami(_ctx: RawTracePointContext) -> i32 {
+    if let Some(tid) = WHOAMI.get_ptr_mut(0) {
+        // SAFETY: one aligned word; the collector asks for one thread at a time.
+        unsafe { *tid = bpf_get_current_pid_tgid() as u32 };
     }
     0
 }

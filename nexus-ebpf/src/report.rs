@@ -18,7 +18,9 @@ pub fn failed(ctx: &RawTracePointContext, counter: Counter, what: u64) {
         // SAFETY: the pointer is to this CPU's value, and no other program of ours interrupts this one on the same CPU.
         unsafe { *count += 1 };
     }
-    let Some(last) = LAST_LOG.get_ptr_mut(0) else { return };
+    let Some(last) = LAST_LOG.get_ptr_mut(0) else {
+        return;
+    };
     // SAFETY: a helper without a precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     // SAFETY: as above.

@@ -7,8 +7,8 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktim
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use nexus_ebpf_common::{
-    Counter, ENTER_NONE, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlowRecord,
-    SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
+    Counter, ENTER_NONE, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot,
+    SlowRecord, SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
 };
 
 use crate::maps::{MEMBERS, SLOTS, TASKS, TREE_STATS};
@@ -149,7 +149,9 @@ unsafe fn record(slot: *mut Slot, record: SlowRecord) {
 
 #[inline(always)]
 fn tree_enter(ctx: &RawTracePointContext, tid: u32) {
-    let Some(member) = MEMBERS.get_ptr_mut(tid) else { return };
+    let Some(member) = MEMBERS.get_ptr_mut(tid) else {
+        return;
+    };
     let nr: u64 = ctx.arg(1);
     // SAFETY: a member is written by its own thread only, which is in the kernel now.
     unsafe {
@@ -160,7 +162,9 @@ fn tree_enter(ctx: &RawTracePointContext, tid: u32) {
 
 #[inline(always)]
 fn tree_exit(ctx: &RawTracePointContext, tid: u32) {
-    let Some(member) = MEMBERS.get_ptr_mut(tid) else { return };
+    let Some(member) = MEMBERS.get_ptr_mut(tid) else {
+        return;
+    };
     // SAFETY: as in `tree_enter`.
     let Member { tree, state, enter_nr, enter_ts_ns, .. } = unsafe { *member };
     // A new thread's first return is of a call that its parent made.

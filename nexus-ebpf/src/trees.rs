@@ -31,7 +31,9 @@ pub fn count_lost(tree: u32) {
 /// Makes a thread a member.
 #[inline(always)]
 pub fn join(tid: u32, member: Member) -> Result<(), Counter> {
-    let Some(task) = TASKS.get_ptr_mut(tid) else { return Err(Counter::TidOutOfRange) };
+    let Some(task) = TASKS.get_ptr_mut(tid) else {
+        return Err(Counter::TidOutOfRange);
+    };
     MEMBERS.insert(tid, member, 0).map_err(|_| Counter::MembersFull)?;
     // SAFETY: the thread is new, or the caller: nobody else writes its entry now.
     unsafe { *task = TASK_TREE };

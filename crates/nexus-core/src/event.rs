@@ -91,6 +91,41 @@ pub fn is_json(content_type: Option<&str>) -> bool {
     media.ends_with("/json") || media.ends_with("+json")
 }
 
+/// Encodes an attribute's value for an HTTP header, as the HTTP protocol binding says (section 3.1.3.2).
+pub fn percent_encode(value: &str) -> String {
+    let mut encoded = String::with_capacity(value.len());
+    let mut buffer = [0; 4];
+    for c in value.chars() {
+        if matches!(c, '!'..='~') && !matches!(c, '"' | '%') {
+            encoded.push(c);
+        } else {
+            for byte in c.encode_utf8(&mut buffer).bytes() {
+                encoded.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    encoded
+}
+
+/// Decodes an attribute's value from an HTTP header. What is not an encoding stays as it is; what is not UTF-8 then is
+/// replaced.
+pub fn percent_decode(value: &str) -> String {
+    let bytes = value.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let mut byte = [0];
+        if bytes[at] == b'%' && at + 2 < bytes.len() && hex::decode_to_slice(&bytes[at + 1..at + 3], &mut byte).is_ok() {
+            decoded.push(byte[0]);
+            at += 3;
+        } else {
+            decoded.push(bytes[at]);
+            at += 1;
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
 /// The value of an extension attribute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -493,6 +528,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn header_values_round_trip(value in "\\PC{0,40}") {
+            let encoded = percent_encode(&value);
+            prop_assert!(encoded.bytes().all(|b| (0x21..=0x7e).contains(&b)));
+            prop_assert_eq!(percent_decode(&encoded), value);
+        }
+
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Event::from_json(&bytes);

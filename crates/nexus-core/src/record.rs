@@ -43,4 +43,10 @@ pub struct Cause {
     pub seq: Seq,
     /// The invocation.
     pub invocation_id: InvocationId,
+    /// How many causes lead to this event: 1 where its cause came from outside.
+    #[serde(default)]
+    pub depth: u32,
 }
+
+/// The longest chain of causes. A function that answers its own event would go on for ever.
+pub const DEPTH_MAX: u32 = 32;

@@ -3,6 +3,7 @@
 //! Every implementation passes [`crate::conformance`]. Nothing here names one of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -50,6 +51,9 @@ pub enum StorageError {
     /// What was read is not what was written.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// Asked for what no storage can do: a larger key, value or batch than the bounds allow, an outcome of no event.
+    #[error("not a valid request to storage: {0}")]
+    Invalid(String),
     /// Somebody else changed the entry first.
     #[error("{key} was changed by someone else")]
     Conflict {
@@ -138,6 +142,16 @@ pub struct Page {
     pub next: Option<Seq>,
 }
 
+/// How long and how much is kept. Both bounds hold; what is not yet delivered, or parked, stays whatever they say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Events older than this go; `None`: no bound on age.
+    pub max_age: Option<Duration>,
+    /// The oldest go while events and outcomes together are more bytes than this; `None`: no bound on size. Counts
+    /// what is stored before compression, without indexes.
+    pub max_bytes: Option<u64>,
+}
+
 /// The log of events and of what came of them.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
@@ -146,7 +160,8 @@ pub trait Log: Send + Sync + 'static {
     async fn append(&self, batch: Vec<NewRecord>) -> Result<Vec<Receipt>, StorageError>;
 
     /// Appends an outcome with the events that it emitted, as one; returns when it is durable. Emitted duplicates are
-    /// not appended, as in [`Log::append`]. The receipts are of the emitted events.
+    /// not appended, as in [`Log::append`]. The receipts are of the emitted events. A second commit of the same
+    /// invocation, after an answer that was lost, adds no second outcome.
     async fn commit(&self, commit: Commit) -> Result<Vec<Receipt>, StorageError>;
 
     /// Remembers that every event before `below` is delivered or parked. Need not be durable at return: after a crash

@@ -1,0 +1,60 @@
+//! What a mark costs, and what the probes add to a system call: `cargo run --release -p nexus-collector --example mark`.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use nexus_collector::{Account, KernelSource, Probes, ProbesConfig};
+
+const MARKS: u32 = 5_000_000;
+const CALLS: u32 = 1_000_000;
+const ROUNDS: usize = 5;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let detached: Vec<f64> = (0..ROUNDS).map(|_| getppid_ns()).collect();
+    let probes = Probes::load(&ProbesConfig::default())?;
+    let untracked: Vec<f64> = (0..ROUNDS).map(|_| getppid_ns()).collect();
+
+    let off = Account::new(&KernelSource::Off("bench".into()), Instant::now());
+    let account = Account::new(&probes.source(), Instant::now());
+    let runtime: Vec<f64> = {
+        probes.slots().register_thread()?;
+        (0..ROUNDS).map(|_| getppid_ns()).collect()
+    };
+    let marked: Vec<f64> = (0..ROUNDS).map(|_| account.enter(getppid_ns)).collect();
+    let around = (0..ROUNDS).map(|_| per(MARKS / 10, || account.enter(ppid))).collect();
+    let empty_off = (0..ROUNDS).map(|_| per(MARKS, || off.enter(|| black_box(())))).collect();
+    let empty = (0..ROUNDS).map(|_| per(MARKS, || account.enter(|| black_box(())))).collect();
+    let made = (0..ROUNDS).map(|_| per(MARKS / 10, || drop(black_box(Account::new(&probes.source(), Instant::now())))));
+
+    println!("getppid, nothing attached      {} ns", best(detached));
+    println!("getppid, untracked thread      {} ns", best(untracked));
+    println!("getppid, runtime's             {} ns", best(runtime));
+    println!("getppid, an account's          {} ns", best(marked));
+    println!("mark with one getppid under it {} ns", best(around));
+    println!("empty mark, kernel data off    {} ns", best(empty_off));
+    println!("empty mark                     {} ns", best(empty));
+    println!("making an account              {} ns", best(made.collect()));
+    Ok(())
+}
+
+fn ppid() {
+    black_box(rustix::process::getppid());
+}
+
+fn getppid_ns() -> f64 {
+    per(CALLS, ppid)
+}
+
+fn per(times: u32, mut what: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    for _ in 0..times {
+        what();
+    }
+    start.elapsed().as_nanos() as f64 / f64::from(times)
+}
+
+fn best(rounds: Vec<f64>) -> String {
+    let best = rounds.iter().copied().fold(f64::INFINITY, f64::min);
+    let worst = rounds.iter().copied().fold(0.0, f64::max);
+    format!("{best:.1} (worst of {}: {worst:.1})", rounds.len())
+}

@@ -1,0 +1,300 @@
+//! Loading and attaching the probes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
+use aya::programs::RawTracePoint;
+use aya::{Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
+use nexus_ebpf_common::Counter;
+use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit, getppid, getrlimit, setrlimit};
+
+use crate::account::{Account, KernelSource};
+use crate::btf;
+use crate::embedded;
+use crate::error::ProbesError;
+use crate::messages::TracingLog;
+use crate::observe::Trees;
+use crate::raw::{self, SlotMap};
+use crate::slots::Slots;
+use crate::tasks::Tasks;
+
+/// The probes and the tracepoints that they attach to. The order is that of attaching: who joins a tree before who counts.
+const PROGRAMS: [(&str, &str); 5] = [
+    ("nexus_fork", "sched_process_fork"),
+    ("nexus_exec", "sched_process_exec"),
+    ("nexus_exit", "sched_process_exit"),
+    ("nexus_sys_exit", "sys_exit"),
+    ("nexus_sys_enter", "sys_enter"),
+];
+
+/// The kernel's description of its types.
+const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// Inode of the first PID namespace, the same on every machine.
+const INIT_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Calls that the self-test makes.
+const SELF_TEST_CALLS: u64 = 10;
+
+/// What is loaded, and how large.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbesConfig {
+    /// Threads that can have a slot at a time, `1..=4096`. Each costs 24 KiB of kernel memory.
+    pub threads_max: u32,
+    /// A system call of an invocation that takes this long or longer is recorded. Zero: every call is.
+    pub slow_threshold: Duration,
+    /// Whether programs can be observed by process tree.
+    pub observe: bool,
+    /// Threads and processes of observed trees that can live at a time, `1..=1_048_576`. Each costs about 100 bytes.
+    pub observed_tasks_max: u32,
+}
+
+impl Default for ProbesConfig {
+    fn default() -> Self {
+        Self { threads_max: 256, slow_threshold: Duration::from_micros(50), observe: true, observed_tasks_max: 16_384 }
+    }
+}
+
+impl ProbesConfig {
+    /// What `nexus observe` needs: trees, and a slot for the self-test.
+    pub fn for_observe() -> Self {
+        Self { threads_max: 1, ..Self::default() }
+    }
+
+    fn validate(&self) -> Result<(), ProbesError> {
+        let within = |name, value: u32, max: u64| {
+            if (1..=max).contains(&u64::from(value)) {
+                return Ok(());
+            }
+            Err(ProbesError::Config { name, value: u64::from(value), min: 1, max })
+        };
+        within("threads_max", self.threads_max, 4096)?;
+        within("observed_tasks_max", self.observed_tasks_max, 1 << 20)
+    }
+}
+
+/// The attached probes. Dropping them detaches them; accounts are incomplete from then on.
+pub struct Probes {
+    ebpf: Ebpf,
+    slots: Arc<Slots>,
+    trees: Option<Trees>,
+    counters: PerCpuArray<MapData, u64>,
+    logger: Mutex<EbpfLogger<TracingLog>>,
+}
+
+impl std::fmt::Debug for Probes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probes")
+            .field("slots", &self.slots)
+            .field("observe", &self.trees.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Probes {
+    /// Loads the probes that are part of this program, attaches them to the kernel, and sees that they count right.
+    pub fn load(config: &ProbesConfig) -> Result<Self, ProbesError> {
+        Self::load_object(embedded::object(), config)
+    }
+
+    /// The same with another build of the probes.
+    pub fn load_object(object: &[u8], config: &ProbesConfig) -> Result<Self, ProbesError> {
+        config.validate()?;
+        embedded::check_abi(object)?;
+        let mut ebpf = match load_maps(object, config) {
+            // Before Linux 5.11 the memory of maps counts against RLIMIT_MEMLOCK, and EPERM is also the answer of its end.
+            Err(ProbesError::NoPrivilege { .. }) if raise_memlock() => load_maps(object, config),
+            loaded => loaded,
+        }?;
+        let whoami = if in_first_pid_namespace() { None } else { Some(load_whoami(&mut ebpf)?) };
+        let tasks = Arc::new(Tasks::new(take_map(&mut ebpf, "TASKS")?, take_map(&mut ebpf, "WHOAMI")?, whoami));
+        tasks.current().map_err(|source| ProbesError::PidNamespace { source })?;
+        let slots_data = match ebpf.take_map("SLOTS") {
+            Some(Map::Array(data)) => data,
+            _ => return Err(no_map("SLOTS")),
+        };
+        let map = SlotMap::new(slots_data.fd().as_fd(), config.threads_max)
+            .map_err(|error| ProbesError::from_io("map the slots into this process", error))?;
+        let slow_ns = u64::try_from(config.slow_threshold.as_nanos()).unwrap_or(u64::MAX);
+        let slots = Arc::new(Slots::new(map, Arc::clone(&tasks), slow_ns));
+        let counters = take_map(&mut ebpf, "COUNTERS")?;
+        let trees = if config.observe { Some(take_trees(&mut ebpf, tasks)?) } else { None };
+        let logger = EbpfLogger::init_with_logger(&mut ebpf, TracingLog).map_err(|error| ProbesError::Other {
+            what: "read the probes' messages".into(),
+            message: error.to_string(),
+        })?;
+
+        for (name, tracepoint) in PROGRAMS {
+            attach(&mut ebpf, name, tracepoint)?;
+        }
+        // The programs hold the map of the slots from here on, as does the mapping.
+        drop(slots_data);
+        let probes = Self { ebpf, slots, trees, counters, logger: Mutex::new(logger) };
+        probes.self_test()?;
+        Ok(probes)
+    }
+
+    /// The threads' slots.
+    pub fn slots(&self) -> Arc<Slots> {
+        Arc::clone(&self.slots)
+    }
+
+    /// Where accounts get their numbers from while these probes are attached.
+    pub fn source(&self) -> KernelSource {
+        KernelSource::Probes(self.slots())
+    }
+
+    /// What the probes could not do since they were loaded, by name; only what happened is in it. Also passes the messages
+    /// that they left on to `tracing`: to be called every few seconds.
+    pub fn failures(&self) -> Result<BTreeMap<&'static str, u64>, ProbesError> {
+        self.logger.lock().flush();
+        let mut failures = BTreeMap::new();
+        for counter in Counter::ALL {
+            let values = self.counters.get(&(counter as u32), 0);
+            let values = values.map_err(|error| ProbesError::from_map("read the probes' counters", error))?;
+            failures.insert(counter.as_str(), values.iter().sum());
+        }
+        failures.insert("recursion_misses", self.recursion_misses()?);
+        failures.retain(|_, count| *count > 0);
+        Ok(failures)
+    }
+
+    pub(crate) fn trees(&self) -> Option<&Trees> {
+        self.trees.as_ref()
+    }
+
+    /// How often the kernel left a probe out.
+    pub(crate) fn recursion_misses(&self) -> Result<u64, ProbesError> {
+        let mut sum = 0;
+        for (name, program) in PROGRAMS.iter().filter_map(|(name, _)| Some((name, self.ebpf.program(name)?))) {
+            let failed = |message: String| ProbesError::Other { what: format!("ask the kernel about {name}"), message };
+            let fd = program.fd().map_err(|error| failed(error.to_string()))?;
+            sum += raw::recursion_misses(fd).map_err(|error| failed(error.to_string()))?;
+        }
+        Ok(sum)
+    }
+
+    fn self_test(&self) -> Result<(), ProbesError> {
+        // On a thread of its own: the caller's may be in a marked section of other probes.
+        let counted = std::thread::scope(|scope| {
+            let test = scope.spawn(|| {
+                let account = Account::new(&self.source(), Instant::now());
+                account.enter(|| {
+                    for _ in 0..SELF_TEST_CALLS {
+                        let _ = getppid();
+                    }
+                });
+                let (kernel, _) = account.snapshot();
+                kernel.syscalls.and_then(|calls| calls.get("getppid").map(|stats| stats.count)).unwrap_or(0)
+            });
+            test.join().unwrap_or(0)
+        });
+        if counted == SELF_TEST_CALLS {
+            return Ok(());
+        }
+        Err(ProbesError::SelfTest { expected: SELF_TEST_CALLS, counted })
+    }
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        self.slots.set_detached();
+        self.logger.lock().flush();
+    }
+}
+
+/// Whether this process has the thread ids that the kernel itself uses.
+pub(crate) fn in_first_pid_namespace() -> bool {
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == INIT_PID_NAMESPACE)
+}
+
+/// The kernel's types, raw.
+pub(crate) fn read_btf() -> Result<Vec<u8>, ProbesError> {
+    fs::read(BTF_PATH).map_err(|source| ProbesError::NoBtf { path: BTF_PATH, source })
+}
+
+fn load_maps(object: &[u8], config: &ProbesConfig) -> Result<Ebpf, ProbesError> {
+    let (mut pid, mut pending) = (0, 0);
+    if config.observe {
+        let types = read_btf()?;
+        pid = btf::field_offset(&types, "task_struct", "pid")?;
+        pending =
+            btf::field_offset(&types, "task_struct", "pending")? + btf::field_offset(&types, "sigpending", "signal")?;
+    }
+    EbpfLoader::new()
+        .map_max_entries("TASKS", pid_max()?)
+        .map_max_entries("SLOTS", config.threads_max)
+        .map_max_entries("MEMBERS", if config.observe { config.observed_tasks_max } else { 1 })
+        .map_max_entries("TREE_STATS", if config.observe { Trees::STATS_MAX } else { 1 })
+        .override_global("TASK_PID_OFFSET", &pid, true)
+        .override_global("TASK_PENDING_OFFSET", &pending, true)
+        .load(object)
+        .map_err(ProbesError::from_ebpf)
+}
+
+fn attach(ebpf: &mut Ebpf, name: &'static str, tracepoint: &'static str) -> Result<(), ProbesError> {
+    load_program(ebpf, name)?.attach(tracepoint).map_err(|error| ProbesError::from_program(name, error))?;
+    Ok(())
+}
+
+/// Loads the program that tells the kernel's id of a thread.
+fn load_whoami(ebpf: &mut Ebpf) -> Result<OwnedFd, ProbesError> {
+    const NAME: &str = "nexus_whoami";
+    let program = load_program(ebpf, NAME)?;
+    let fd = program.fd().map_err(|error| ProbesError::from_program(NAME, error))?;
+    fd.as_fd().try_clone_to_owned().map_err(|error| ProbesError::from_io(format!("keep the probe {NAME}"), error))
+}
+
+fn load_program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut RawTracePoint, ProbesError> {
+    let missing =
+        || ProbesError::Other { what: format!("find the probe {name}"), message: "the object lacks it".into() };
+    let program: &mut RawTracePoint = ebpf
+        .program_mut(name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|error| ProbesError::from_program(name, error))?;
+    program.load().map_err(|error| ProbesError::from_program(name, error))?;
+    Ok(program)
+}
+
+fn take_trees(ebpf: &mut Ebpf, tasks: Arc<Tasks>) -> Result<Trees, ProbesError> {
+    let members: HashMap<MapData, u32, [u8; 24]> = take_map(ebpf, "MEMBERS")?;
+    let ids: Array<MapData, u32> = take_map(ebpf, "TREE_IDS")?;
+    let counts: PerCpuArray<MapData, [u8; 16]> = take_map(ebpf, "TREES")?;
+    let stats: PerCpuHashMap<MapData, [u8; 8], [u8; 32]> = take_map(ebpf, "TREE_STATS")?;
+    Ok(Trees::new(tasks, members, ids, counts, stats))
+}
+
+fn take_map<T: TryFrom<Map, Error = aya::maps::MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, ProbesError> {
+    let map = ebpf.take_map(name).ok_or_else(|| no_map(name))?;
+    T::try_from(map).map_err(|error| ProbesError::from_map(format!("use the map {name}"), error))
+}
+
+fn no_map(name: &str) -> ProbesError {
+    ProbesError::Other { what: format!("find the map {name}"), message: "the object lacks it".into() }
+}
+
+/// One more than the largest thread id that the kernel gives out now.
+fn pid_max() -> Result<u32, ProbesError> {
+    const PATH: &str = "/proc/sys/kernel/pid_max";
+    let failed = |message: String| ProbesError::Other { what: format!("read {PATH}"), message };
+    let text = fs::read_to_string(PATH).map_err(|error| failed(error.to_string()))?;
+    text.trim().parse().map_err(|_| failed(format!("{text:?} is no number")))
+}
+
+/// Lifts the limit on locked memory where it can matter. Whether it did anything.
+fn raise_memlock() -> bool {
+    if crate::status::kernel_version() >= (5, 11) || getrlimit(Resource::Memlock).current.is_none() {
+        return false;
+    }
+    setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }).is_ok()
+}

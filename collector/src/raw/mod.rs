@@ -1,0 +1,13 @@
+//! The one module with unsafe code: the mapping of the slots, calls of `bpf()` that aya lacks, and signal handlers.
+//!
+//! What it offers is safe to use.
+
+#![allow(unsafe_code, reason = "this is the module of the crate that may")]
+
+mod bpf;
+mod mapping;
+mod signals;
+
+pub(crate) use bpf::{recursion_misses, run_here};
+pub(crate) use mapping::{SlotCells, SlotMap, StatCells};
+pub(crate) use signals::SignalForwarding;

@@ -1,0 +1,227 @@
+//! The slots of the runtime's threads.
+//!
+//! A slot is a value of the mmapped array `SLOTS`. The probes find it by the thread's id and add to it while the thread is
+//! in the kernel; the thread reads it back with plain loads. What a thread does outside every mark belongs to the runtime,
+//! and is kept here, by slot.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use nexus_core::kernel::SyscallStats;
+use nexus_ebpf_common::{ENTER_NONE, SYSCALLS_MAX, TASK_UNTRACKED};
+use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::error::SlotsFull;
+use crate::mark;
+use crate::names::slot_syscall_name;
+use crate::raw::{SlotCells, SlotMap, StatCells};
+use crate::tasks::Tasks;
+
+/// The slots of all threads of this process.
+///
+/// A forked child that goes on without `execve` must not use them: the mapping is shared with its parent.
+pub struct Slots {
+    map: SlotMap,
+    tasks: Arc<Tasks>,
+    free: Mutex<Vec<u32>>,
+    runtime: Box<[Mutex<RuntimeSide>]>,
+    slow_ns: u64,
+    attached: AtomicBool,
+    /// The same moment on both clocks. The probes' is the monotonic clock, which is also what `Instant` reads.
+    epoch: (Instant, u64),
+}
+
+/// What user space keeps for a slot.
+#[derive(Default)]
+struct RuntimeSide {
+    /// What the slot's threads did for the runtime, by system call. Made for the first thread, and kept for the next ones.
+    totals: Option<Box<[SyscallStats]>>,
+    /// The last generation that the slot had.
+    generation: u64,
+}
+
+impl std::fmt::Debug for Slots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slots").field("threads_max", &self.runtime.len()).finish_non_exhaustive()
+    }
+}
+
+impl Slots {
+    pub(crate) fn new(map: SlotMap, tasks: Arc<Tasks>, slow_ns: u64) -> Self {
+        let threads_max = map.slots().len();
+        let now = clock_gettime(ClockId::Monotonic);
+        let now_ns = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+        Self {
+            map,
+            tasks,
+            // Taken from the end: the first thread gets slot 0.
+            free: Mutex::new((0..threads_max as u32).rev().collect()),
+            runtime: (0..threads_max).map(|_| Mutex::default()).collect(),
+            slow_ns,
+            attached: AtomicBool::new(true),
+            epoch: (Instant::now(), now_ns),
+        }
+    }
+
+    /// Gives the current thread a slot, until it ends or gives it back. Nothing happens if it has one.
+    ///
+    /// To be called at a thread's start; a thread that has none takes one at its first mark.
+    pub fn register_thread(self: &Arc<Self>) -> Result<(), SlotsFull> {
+        mark::register(self)
+    }
+
+    /// Takes the current thread's slot back. Nothing happens if it has none, or is in a marked section.
+    pub fn unregister_thread(self: &Arc<Self>) {
+        mark::unregister(self);
+    }
+
+    /// How many threads can have a slot at a time.
+    pub fn threads_max(&self) -> u32 {
+        self.map.slots().len() as u32
+    }
+
+    /// How many threads have one.
+    pub fn threads(&self) -> u32 {
+        self.threads_max() - self.free.lock().len() as u32
+    }
+
+    /// Whether the probes are attached. They are until [`crate::Probes`] is dropped.
+    pub fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Relaxed)
+    }
+
+    /// What threads with a slot did outside every mark, since the probes were loaded: the runtime's own work.
+    ///
+    /// Exact at the time of the call, also for threads that are blocked or busy. A call that is just returning on another
+    /// thread may be counted here before its time is added.
+    pub fn runtime_totals(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
+        let mut sums = vec![SyscallStats::default(); SYSCALLS_MAX];
+        for (side, slot) in self.runtime.iter().zip(self.map.slots()) {
+            // The owner takes this lock before it moves numbers out of the slot, and before it leaves the generation in
+            // which there are any: what is read under it is read once.
+            let side = side.lock();
+            for (sum, stats) in sums.iter_mut().zip(side.totals.iter().flatten()) {
+                sum.add(stats);
+            }
+            let generation = slot.generation.load(Ordering::Acquire);
+            if generation == 0 || generation % 2 == 1 {
+                continue;
+            }
+            for (nr, stats) in touched(slot, generation) {
+                sums[usize::from(nr)].add(&stats);
+            }
+        }
+        let used = sums.into_iter().enumerate().filter(|(_, stats)| stats.count > 0);
+        used.map(|(nr, stats)| (slot_syscall_name(nr as u16), stats)).collect()
+    }
+
+    pub(crate) fn set_detached(&self) {
+        self.attached.store(false, Ordering::Relaxed);
+    }
+
+    /// A moment on the probes' clock.
+    pub(crate) fn monotonic_ns(&self, at: Instant) -> u64 {
+        let (instant, ns) = self.epoch;
+        match at.checked_duration_since(instant) {
+            Some(after) => ns.saturating_add(after.as_nanos() as u64),
+            None => ns.saturating_sub(instant.duration_since(at).as_nanos() as u64),
+        }
+    }
+
+    pub(crate) fn slot(&self, index: u32) -> &SlotCells {
+        &self.map.slots()[index as usize]
+    }
+
+    /// Takes a slot for the current thread.
+    pub(crate) fn take(&self) -> Result<(u32, u32), SlotsFull> {
+        let index = self.free.lock().pop().ok_or(SlotsFull::Full { threads_max: self.threads_max() })?;
+        let slot = self.slot(index);
+        {
+            let mut side = self.runtime[index as usize].lock();
+            side.totals.get_or_insert_with(|| vec![SyscallStats::default(); SYSCALLS_MAX].into_boxed_slice());
+            clear(slot);
+            slot.enter_nr.store(ENTER_NONE, Ordering::Relaxed);
+            slot.slow_ns.store(self.slow_ns, Ordering::Relaxed);
+            // Even: the runtime's.
+            side.generation = (side.generation + 2) & !1;
+            slot.generation.store(side.generation, Ordering::Release);
+        }
+        let registered = self.tasks.current().map_err(SlotsFull::refused).and_then(|tid| {
+            let noted = self.tasks.set(tid, index + 1);
+            noted.map(|()| tid).map_err(|_| SlotsFull::TidOutOfRange { tid })
+        });
+        match registered {
+            Ok(tid) => Ok((index, tid)),
+            Err(error) => {
+                self.give_back(index);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the current thread's slot back.
+    pub(crate) fn release(&self, index: u32, tid: u32) {
+        // From here on the probes leave the slot alone, so that the numbers are final. It cannot fail: it did not before.
+        if let Err(error) = self.tasks.set(tid, TASK_UNTRACKED) {
+            tracing::warn!(%error, tid, "could not withdraw a thread from the probes");
+        }
+        self.drain_runtime(index);
+        self.give_back(index);
+    }
+
+    fn give_back(&self, index: u32) {
+        let slot = self.slot(index);
+        {
+            let mut side = self.runtime[index as usize].lock();
+            side.generation = slot.generation.load(Ordering::Relaxed);
+            slot.generation.store(0, Ordering::Release);
+        }
+        self.free.lock().push(index);
+    }
+
+    /// Moves what the current thread did for the runtime out of its slot, which is in an even generation.
+    #[cold]
+    pub(crate) fn drain_runtime(&self, index: u32) {
+        let slot = self.slot(index);
+        // Waiting for the lock, or waking who waits for it, is a system call, and the runtime's too: hence again.
+        while slot.touched_len.load(Ordering::Relaxed) != 0 {
+            let mut side = self.runtime[index as usize].lock();
+            let generation = slot.generation.load(Ordering::Relaxed);
+            if let Some(totals) = &mut side.totals {
+                for (nr, stats) in touched(slot, generation) {
+                    totals[usize::from(nr)].add(&stats);
+                }
+            }
+            clear(slot);
+            // The same generation must not begin anew: the stats in the slot still carry its number.
+            slot.generation.store(generation + 2, Ordering::Release);
+        }
+    }
+}
+
+/// Forgets what a slot says of its generation.
+pub(crate) fn clear(slot: &SlotCells) {
+    slot.touched_len.store(0, Ordering::Relaxed);
+    slot.records_len.store(0, Ordering::Relaxed);
+    slot.lost.store(0, Ordering::Relaxed);
+}
+
+/// The numbers of a slot that belong to `generation`.
+pub(crate) fn touched(slot: &SlotCells, generation: u64) -> impl Iterator<Item = (u16, SyscallStats)> + '_ {
+    let len = (slot.touched_len.load(Ordering::Acquire) as usize).min(SYSCALLS_MAX);
+    slot.touched[..len].iter().filter_map(move |nr| {
+        let nr = nr.load(Ordering::Relaxed);
+        let cells: &StatCells = slot.stats.get(usize::from(nr))?;
+        let stats = SyscallStats {
+            count: cells.count.load(Ordering::Relaxed),
+            errors: cells.errors.load(Ordering::Relaxed),
+            total_ns: cells.total_ns.load(Ordering::Relaxed),
+            max_ns: cells.max_ns.load(Ordering::Relaxed),
+        };
+        (cells.generation.load(Ordering::Acquire) == generation).then_some((nr, stats))
+    })
+}

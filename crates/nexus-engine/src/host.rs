@@ -1,0 +1,76 @@
+//! What stands behind a guest's imports during one invocation.
+
+use nexus_core::function::FunctionConfig;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::cli::StdoutStream;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p2::pipe::MemoryInputPipe;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::egress::Hooks;
+use crate::limiter::Limiter;
+
+/// The most handles that a guest may hold at once: streams, requests, pollables.
+const HANDLES_MAX: usize = 10_000;
+
+/// The state of a component.
+pub(crate) struct Host {
+    pub limiter: Limiter,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    hooks: Hooks,
+    table: ResourceTable,
+}
+
+impl Host {
+    pub fn new(limiter: Limiter, wasi: WasiCtx, hooks: Hooks) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES_MAX);
+        Self { limiter, wasi, http: WasiHttpCtx::new(), hooks, table }
+    }
+}
+
+impl WasiView for Host {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Host {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}
+
+/// The state of a preview-1 module.
+pub(crate) struct Preview1Host {
+    pub limiter: Limiter,
+    pub wasi: WasiP1Ctx,
+}
+
+/// What every kind of guest sees of the world: its environment, its mounts, its streams; no network but by
+/// `wasi:http`.
+pub(crate) fn wasi(
+    config: &FunctionConfig,
+    stdin: Option<MemoryInputPipe>,
+    stdout: impl StdoutStream + 'static,
+    stderr: impl StdoutStream + 'static,
+) -> Result<WasiCtxBuilder, String> {
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.stdout(stdout).stderr(stderr).max_random_size(1 << 20);
+    if let Some(stdin) = stdin {
+        wasi.stdin(stdin);
+    }
+    for (name, value) in &config.env {
+        wasi.env(name, value);
+    }
+    for mount in &config.mounts {
+        let perms = if mount.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
+        wasi.preopened_dir(&mount.host, &mount.guest, perms)
+            .map_err(|e| format!("mount {} cannot be opened: {e:#}", mount.host.display()))?;
+    }
+    // File calls run on the invocation's own thread, so that they are seen as its own (see `Loaded::invoke`).
+    wasi.allow_blocking_current_thread(true);
+    Ok(wasi)
+}

@@ -1,0 +1,550 @@
+//! One invocation: a fresh instance, one call, and everything about it that is to be known.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body_util::{BodyExt, Full, Limited};
+use nexus_core::event::{Draft, Event, percent_encode};
+use nexus_core::function::FunctionConfig;
+use nexus_core::ids::InvocationId;
+use nexus_core::mark::{Marked, Marker};
+use nexus_core::outcome::{HostCall, InvocationStatus, LogLine, LogStream};
+use nexus_core::trace::TraceContext;
+use parking_lot::Mutex;
+use wasmtime::{Store, Trap, UpdateDeadline};
+use wasmtime_wasi::p2::pipe::MemoryInputPipe;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+
+use crate::egress::{Calls, Hooks};
+use crate::emit;
+use crate::engine::ProfileEngine;
+use crate::host::{self, Host, Preview1Host};
+use crate::limiter::Limiter;
+use crate::streams::{Lines, OnLine, Sink};
+use crate::worlds::{Loaded, World};
+
+/// How much longer than its timeout an invocation is waited for, where it blocks in the host and its own clock is not
+/// asked.
+const TIMEOUT_SLACK: Duration = Duration::from_millis(20);
+
+/// An HTTP request as it is handed to a function.
+#[derive(Clone, Debug)]
+pub struct HttpRequest {
+    /// The method.
+    pub method: http::Method,
+    /// Path and query, from `/` on.
+    pub path_and_query: String,
+    /// The headers, `host` among them.
+    pub headers: HeaderMap,
+    /// The body, whole.
+    pub body: Bytes,
+}
+
+/// What a function is run on.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// An event, in the way of the function's world.
+    Event(Arc<Event>),
+    /// An HTTP request as it came. Only for `wasi:http`; other worlds get the event that stands for it.
+    Http(HttpRequest),
+}
+
+/// One run of a function.
+pub struct Invocation {
+    /// Its id.
+    pub id: InvocationId,
+    /// What it is run on.
+    pub request: Request,
+    /// The function's configuration.
+    pub config: Arc<FunctionConfig>,
+    /// The invocation's own span: the parent of its outgoing requests.
+    pub trace: TraceContext,
+    /// Whose work its polls are.
+    pub marker: Arc<dyn Marker>,
+    /// Its beginning; offsets count from here.
+    pub started: Instant,
+    /// Called with each log line as it is written.
+    pub on_line: Option<OnLine>,
+}
+
+/// What a function gave back.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// The HTTP status, where it answered over HTTP or named one.
+    pub http_status: Option<u16>,
+    /// Response headers, the content type among them.
+    pub headers: HeaderMap,
+    /// The bytes.
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn of(content_type: &str, body: Bytes) -> Self {
+        let mut headers = HeaderMap::new();
+        if let Ok(value) = content_type.parse() {
+            headers.insert(http::header::CONTENT_TYPE, value);
+        }
+        Self { http_status: None, headers, body }
+    }
+
+    /// The media type that the function named.
+    pub fn content_type(&self) -> Option<&str> {
+        self.headers.get(http::header::CONTENT_TYPE)?.to_str().ok()
+    }
+}
+
+/// Everything that is known of an invocation when it is over.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: InvocationStatus,
+    /// What went wrong, in one line.
+    pub error: Option<String>,
+    /// Whether trying again cannot help, because the function said so.
+    pub permanent: bool,
+    /// What it gave back, if it was to.
+    pub answer: Answer,
+    /// The events that it emitted.
+    pub emitted: Vec<Draft>,
+    /// Its outgoing requests.
+    pub host_calls: Vec<HostCall>,
+    /// The lines that it wrote.
+    pub logs: Vec<LogLine>,
+    /// Lines that found no room.
+    pub logs_dropped: u64,
+    /// The time to make the instance.
+    pub init: Duration,
+    /// From its start to its end.
+    pub duration: Duration,
+}
+
+/// How a guest failed.
+enum Failure {
+    /// It said so itself.
+    Said { why: String, permanent: bool, answer: Answer },
+    /// It was stopped, or broke a rule.
+    Stopped(wasmtime::Error),
+    /// It gave back more than it may.
+    TooMuch,
+}
+
+/// The guest's time is up.
+#[derive(Debug, thiserror::Error)]
+#[error("the invocation's time is up")]
+struct TimeUp;
+
+type Ran = (Result<(Answer, Vec<Draft>), Failure>, bool, Duration);
+
+impl Loaded {
+    /// Runs the function once. Never fails itself: whatever the guest does is in [`Finished`].
+    ///
+    /// Cancelled (dropped), it ends the guest at once.
+    pub async fn invoke(self: &Arc<Self>, invocation: Invocation) -> Finished {
+        let Invocation { id, request, config, trace, marker, started, on_line } = invocation;
+        let bounds = &self.engine.config;
+        let lines = Lines::new(started, bounds.log_bytes_max, on_line);
+        let calls = Calls::new(
+            id,
+            trace,
+            config.clone(),
+            marker.clone(),
+            started,
+            (bounds.host_calls_open_max, bounds.host_calls_max),
+        );
+        let timeout = config.limits.timeout();
+        // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
+        let place = self.profile_engine().places.clone().acquire_owned().await;
+        let blocking = !config.mounts.is_empty();
+        let guest = Guest { loaded: self.clone(), request, config, started, calls: calls.clone(), lines: lines.clone() };
+        let marked = Marked::new(marker, Box::pin(guest.run()));
+        let ran = if blocking {
+            run_on_blocking_thread(marked, timeout).await
+        } else {
+            tokio::time::timeout(timeout + TIMEOUT_SLACK, marked).await.unwrap_or_else(|_| time_up())
+        };
+        drop(place);
+        let host_calls = calls.ended().await;
+        let (logs, logs_dropped) = lines.lock().take();
+        let duration = started.elapsed();
+        let (result, refused, init) = ran;
+        let mut finished = Finished {
+            status: InvocationStatus::Ok,
+            error: None,
+            permanent: false,
+            answer: Answer::default(),
+            emitted: Vec::new(),
+            host_calls,
+            logs,
+            logs_dropped,
+            init,
+            duration,
+        };
+        match result {
+            Ok((answer, emitted)) => (finished.answer, finished.emitted) = (answer, emitted),
+            Err(failure) => fail(&mut finished, failure, refused, timeout, bounds.output_bytes_max),
+        }
+        finished
+    }
+}
+
+fn fail(finished: &mut Finished, failure: Failure, refused: bool, timeout: Duration, output_bytes_max: usize) {
+    let (status, error) = match failure {
+        Failure::Said { why, permanent, answer } => {
+            finished.permanent = permanent;
+            finished.answer = answer;
+            (InvocationStatus::Error, why)
+        }
+        Failure::TooMuch => {
+            (InvocationStatus::Error, format!("the function gave back more than {output_bytes_max} bytes"))
+        }
+        Failure::Stopped(error) if error.is::<TimeUp>() => {
+            (InvocationStatus::Timeout, format!("stopped after {} ms, its timeout", timeout.as_millis()))
+        }
+        Failure::Stopped(error) if refused => {
+            (InvocationStatus::OutOfMemory, format!("needed more memory than it may have: {}", reason(&error)))
+        }
+        Failure::Stopped(error) => (InvocationStatus::Trap, reason(&error)),
+    };
+    finished.status = status;
+    finished.error = Some(error);
+}
+
+/// The cause of a trap in one line; for a trap in code, with the function that it happened in.
+fn reason(error: &wasmtime::Error) -> String {
+    let cause = match error.downcast_ref::<Trap>() {
+        Some(trap) => trap.to_string(),
+        None => error.root_cause().to_string(),
+    };
+    let place = error
+        .downcast_ref::<wasmtime::WasmBacktrace>()
+        .and_then(|backtrace| backtrace.frames().first().and_then(|f| f.func_name().map(str::to_owned)));
+    match place {
+        Some(function) => format!("{cause}, in {function}"),
+        None => cause,
+    }
+}
+
+fn time_up() -> Ran {
+    (Err(Failure::Stopped(TimeUp.into())), false, Duration::ZERO)
+}
+
+/// A function with mounts reads and writes files with calls that block. They run on a thread that may, and as the
+/// thread is the invocation's own while it polls, they are counted as the invocation's own.
+async fn run_on_blocking_thread(marked: Marked<Ran>, timeout: Duration) -> Ran {
+    let runtime = tokio::runtime::Handle::current();
+    let run = tokio::task::spawn_blocking(move || {
+        runtime.block_on(async { tokio::time::timeout(timeout + TIMEOUT_SLACK, marked).await })
+    });
+    match run.await {
+        Ok(Ok(ran)) => ran,
+        Ok(Err(_)) => time_up(),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+/// Everything that the guest's future owns.
+struct Guest {
+    loaded: Arc<Loaded>,
+    request: Request,
+    config: Arc<FunctionConfig>,
+    started: Instant,
+    calls: Arc<Calls>,
+    lines: Arc<Mutex<Lines>>,
+}
+
+impl Guest {
+    async fn run(self) -> Ran {
+        let began = Instant::now();
+        let mut init = Duration::ZERO;
+        let mut refused = false;
+        let result = match &self.loaded.world {
+            World::Http(pre) => match self.component_store(None, None) {
+                Ok(mut store) => {
+                    let result = self.run_http(pre, &mut store, began, &mut init).await;
+                    refused = store.data().limiter.refused();
+                    result
+                }
+                Err(failure) => Err(failure),
+            },
+            World::Nexus { pre, handle } => match self.component_store(None, None) {
+                Ok(mut store) => {
+                    let result = self.run_nexus(pre, handle, &mut store, began, &mut init).await;
+                    refused = store.data().limiter.refused();
+                    result
+                }
+                Err(failure) => Err(failure),
+            },
+            World::Cli(pre) => {
+                let stdout = Sink::result(self.loaded.engine.config.output_bytes_max);
+                match self.component_store(Some(self.stdin()), Some(stdout.clone())) {
+                    Ok(mut store) => {
+                        let result = self.run_cli(pre, &mut store, stdout, began, &mut init).await;
+                        refused = store.data().limiter.refused();
+                        result
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+            World::Preview1(pre) => self.run_preview1(pre, began, &mut init, &mut refused).await,
+        };
+        (result, refused, init)
+    }
+
+    fn event_json(&self) -> Vec<u8> {
+        match &self.request {
+            Request::Event(event) => event.to_json(),
+            // The runtime hands HTTP requests as such to `wasi:http` alone.
+            Request::Http(_) => Vec::new(),
+        }
+    }
+
+    fn stdin(&self) -> MemoryInputPipe {
+        let mut json = self.event_json();
+        json.push(b'\n');
+        MemoryInputPipe::new(json)
+    }
+
+    fn limiter(&self) -> Limiter {
+        Limiter::new(self.config.limits.memory_mb)
+    }
+
+    fn component_store(&self, stdin: Option<MemoryInputPipe>, stdout: Option<Sink>) -> Result<Store<Host>, Failure> {
+        let stdout = stdout.unwrap_or_else(|| Sink::lines(LogStream::Stdout, self.lines.clone()));
+        let stderr = Sink::lines(LogStream::Stderr, self.lines.clone());
+        let mut wasi = host::wasi(&self.config, stdin, Flushed(stdout), Flushed(stderr)).map_err(not_permanent)?;
+        let host = Host::new(self.limiter(), wasi.build(), Hooks(self.calls.clone()));
+        let mut store = Store::new(&self.profile_engine().wasmtime, host);
+        store.limiter(|host| &mut host.limiter);
+        self.set_deadline(&mut store);
+        Ok(store)
+    }
+
+    fn profile_engine(&self) -> &ProfileEngine {
+        self.loaded.profile_engine()
+    }
+
+    /// At every tick the guest lets others run, and at its deadline it is stopped.
+    fn set_deadline<T: Send + 'static>(&self, store: &mut Store<T>) {
+        let deadline = self.started + self.config.limits.timeout();
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(move |_| {
+            if Instant::now() >= deadline { Err(TimeUp.into()) } else { Ok(UpdateDeadline::Yield(1)) }
+        });
+    }
+
+    async fn run_http(
+        &self,
+        pre: &wasmtime_wasi_http::p2::bindings::ProxyPre<Host>,
+        store: &mut Store<Host>,
+        began: Instant,
+        init: &mut Duration,
+    ) -> Result<(Answer, Vec<Draft>), Failure> {
+        use wasmtime_wasi_http::WasiHttpView;
+        let proxy = pre.instantiate_async(&mut *store).await.map_err(Failure::Stopped)?;
+        *init = began.elapsed();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let request = to_http(&self.request).map_err(not_permanent)?;
+        let request = store
+            .data_mut()
+            .http()
+            .new_incoming_request(Scheme::Http, request)
+            .map_err(Failure::Stopped)?;
+        let outparam = store.data_mut().http().new_response_outparam(sender).map_err(Failure::Stopped)?;
+        let handler = proxy.wasi_http_incoming_handler();
+        let bytes_max = self.loaded.engine.config.output_bytes_max;
+        let call = async { handler.call_handle(&mut *store, request, outparam).await.map_err(Failure::Stopped) };
+        let receive = async {
+            let Ok(answer) = receiver.await else { return Ok(None) };
+            let response = answer.map_err(|code| not_permanent(format!("the function answered with {code:?}")))?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, bytes_max).collect().await.map_err(|e| match e.downcast::<wasmtime_wasi_http::Error>() {
+                Ok(e) => not_permanent(format!("the response's body broke off: {e:?}")),
+                Err(_) => Failure::TooMuch,
+            })?;
+            Ok(Some(Answer { http_status: Some(head.status.as_u16()), headers: head.headers, body: body.to_bytes() }))
+        };
+        // Both run at once: the guest waits where its body is not taken. A guest that fails after it answered has failed.
+        let ((), answer) = futures_util::future::try_join(call, receive).await?;
+        let answer = answer.ok_or_else(|| not_permanent("the function set no response".into()))?;
+        match self.request {
+            // The response goes back as it is, but the invocation did not go well.
+            Request::Http(_) if answer.http_status.is_some_and(|s| s >= 500) => {
+                let why = format!("the function answered with status {}", answer.http_status.unwrap_or_default());
+                Err(Failure::Said { why, permanent: true, answer })
+            }
+            Request::Http(_) => Ok((answer, Vec::new())),
+            Request::Event(_) => answered(answer),
+        }
+    }
+
+    async fn run_nexus(
+        &self,
+        pre: &wasmtime::component::InstancePre<Host>,
+        handle: &wasmtime::component::ComponentExportIndex,
+        store: &mut Store<Host>,
+        began: Instant,
+        init: &mut Duration,
+    ) -> Result<(Answer, Vec<Draft>), Failure> {
+        let instance = pre.instantiate_async(&mut *store).await.map_err(Failure::Stopped)?;
+        *init = began.elapsed();
+        let handle = instance
+            .get_typed_func::<(&[u8],), (Result<Vec<u8>, String>,)>(&mut *store, handle)
+            .map_err(Failure::Stopped)?;
+        let event = self.event_json();
+        let (outcome,) = handle.call_async(&mut *store, (&event,)).await.map_err(Failure::Stopped)?;
+        match outcome {
+            Ok(bytes) if bytes.len() > self.loaded.engine.config.output_bytes_max => Err(Failure::TooMuch),
+            Ok(bytes) => emit::from_outcome(bytes).map_err(not_permanent),
+            Err(why) => Err(not_permanent(why)),
+        }
+    }
+
+    async fn run_cli(
+        &self,
+        pre: &wasmtime_wasi::p2::bindings::CommandPre<Host>,
+        store: &mut Store<Host>,
+        stdout: Sink,
+        began: Instant,
+        init: &mut Duration,
+    ) -> Result<(Answer, Vec<Draft>), Failure> {
+        let command = pre.instantiate_async(&mut *store).await.map_err(Failure::Stopped)?;
+        *init = began.elapsed();
+        let ended = match command.wasi_cli_run().call_run(&mut *store).await {
+            Ok(Ok(())) => Ok(0),
+            Ok(Err(())) => Ok(1),
+            Err(error) => exit_code(error),
+        };
+        exited(ended, &stdout)
+    }
+
+    async fn run_preview1(
+        &self,
+        pre: &wasmtime::InstancePre<Preview1Host>,
+        began: Instant,
+        init: &mut Duration,
+        refused: &mut bool,
+    ) -> Result<(Answer, Vec<Draft>), Failure> {
+        let stdout = Sink::result(self.loaded.engine.config.output_bytes_max);
+        let stderr = Sink::lines(LogStream::Stderr, self.lines.clone());
+        let mut wasi =
+            host::wasi(&self.config, Some(self.stdin()), stdout.clone(), Flushed(stderr)).map_err(not_permanent)?;
+        let host = Preview1Host { limiter: self.limiter(), wasi: wasi.build_p1() };
+        let mut store = Store::new(&self.profile_engine().wasmtime, host);
+        store.limiter(|host| &mut host.limiter);
+        self.set_deadline(&mut store);
+        let instance = pre.instantiate_async(&mut store).await.map_err(Failure::Stopped)?;
+        *init = began.elapsed();
+        let start = instance.get_typed_func::<(), ()>(&mut store, "_start").map_err(Failure::Stopped)?;
+        let ended = match start.call_async(&mut store, ()).await {
+            Ok(()) => Ok(0),
+            Err(error) => exit_code(error),
+        };
+        *refused = store.data().limiter.refused();
+        exited(ended, &stdout)
+    }
+}
+
+fn not_permanent(why: String) -> Failure {
+    Failure::Said { why, permanent: false, answer: Answer::default() }
+}
+
+/// An event's delivery over HTTP: 2xx is success; 408, 425, 429 and 5xx are worth another try, as Knative has it.
+fn answered(answer: Answer) -> Result<(Answer, Vec<Draft>), Failure> {
+    match answer.http_status {
+        None | Some(200..=299) => emit::from_response(answer).map_err(not_permanent),
+        Some(code) => {
+            let permanent = !matches!(code, 408 | 425 | 429 | 500..);
+            Err(Failure::Said { why: format!("the function answered with status {code}"), permanent, answer })
+        }
+    }
+}
+
+/// A command's exit code, or the trap that ended it.
+fn exit_code(error: wasmtime::Error) -> Result<i32, wasmtime::Error> {
+    match error.downcast_ref::<wasmtime_wasi::I32Exit>() {
+        Some(exit) => Ok(exit.0),
+        None => Err(error),
+    }
+}
+
+fn exited(ended: Result<i32, wasmtime::Error>, stdout: &Sink) -> Result<(Answer, Vec<Draft>), Failure> {
+    let Some(result) = stdout.take_result() else { return Err(Failure::TooMuch) };
+    match ended {
+        Ok(0) => emit::from_stdout(result).map_err(not_permanent),
+        Ok(code) => Err(not_permanent(format!("the command ended with exit code {code}"))),
+        Err(error) => Err(Failure::Stopped(error)),
+    }
+}
+
+/// The request that a `wasi:http` function sees: as it came, or an event in CloudEvents' binary mode.
+fn to_http(request: &Request) -> Result<http::Request<Full<Bytes>>, String> {
+    let (event, mut http) = match request {
+        Request::Http(request) => {
+            let mut http = http::Request::new(Full::new(request.body.clone()));
+            *http.method_mut() = request.method.clone();
+            *http.uri_mut() = request.path_and_query.parse().map_err(|e| format!("path: {e}"))?;
+            *http.headers_mut() = request.headers.clone();
+            http.headers_mut().entry(http::header::HOST).or_insert(http::HeaderValue::from_static("nexus"));
+            return Ok(http);
+        }
+        Request::Event(event) => {
+            let body = event.data.as_ref().map_or_else(Bytes::new, |d| Bytes::copy_from_slice(d.as_bytes()));
+            (event, http::Request::new(Full::new(body)))
+        }
+    };
+    *http.method_mut() = http::Method::POST;
+    *http.uri_mut() = http::Uri::from_static("/");
+    let headers = http.headers_mut();
+    headers.insert(http::header::HOST, http::HeaderValue::from_static("nexus"));
+    let mut set = |name: &str, value: &str| -> Result<(), String> {
+        let name = http::HeaderName::try_from(name).map_err(|e| format!("attribute {name}: {e}"))?;
+        let value = http::HeaderValue::try_from(value).map_err(|e| format!("attribute {name}: {e}"))?;
+        headers.insert(name, value);
+        Ok(())
+    };
+    set("ce-specversion", "1.0")?;
+    set("ce-id", &percent_encode(&event.id))?;
+    set("ce-source", &percent_encode(&event.source))?;
+    set("ce-type", &percent_encode(&event.ty))?;
+    for (name, value) in [("subject", &event.subject), ("time", &event.time), ("dataschema", &event.dataschema)] {
+        if let Some(value) = value {
+            set(&format!("ce-{name}"), &percent_encode(value))?;
+        }
+    }
+    for (name, value) in &event.extensions {
+        set(&format!("ce-{name}"), &percent_encode(&value.to_string()))?;
+    }
+    match (&event.datacontenttype, &event.data) {
+        (Some(content_type), _) => set("content-type", content_type)?,
+        (None, Some(_)) => set("content-type", "application/json")?,
+        (None, None) => {}
+    }
+    Ok(http)
+}
+
+/// Logs the last line, though it has no end, when the guest's store goes.
+struct Flushed(Sink);
+
+impl Drop for Flushed {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+impl wasmtime_wasi::cli::IsTerminal for Flushed {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl wasmtime_wasi::cli::StdoutStream for Flushed {
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
+        self.0.async_stream()
+    }
+
+    fn p2_stream(&self) -> Box<dyn wasmtime_wasi::p2::OutputStream> {
+        self.0.p2_stream()
+    }
+}

@@ -1,0 +1,137 @@
+//! The worlds that a function may be of, linked once, instantiated for every invocation.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use nexus_core::function::FunctionKind;
+use nexus_core::ids::Digest;
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
+use wasmtime::{Engine as Wasmtime, Module};
+use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use crate::cache::{self, Artifact};
+use crate::engine::{Engine, Profile, ProfileEngine};
+use crate::host::{Host, Preview1Host};
+use crate::kind::{self, Form, Rejected};
+use crate::{EngineError, kind::missing_import};
+
+/// What is offered to guests, for one engine.
+pub(crate) struct Linkers {
+    component: Linker<Host>,
+    module: wasmtime::Linker<Preview1Host>,
+}
+
+impl Linkers {
+    pub fn new(engine: &Wasmtime) -> wasmtime::Result<Self> {
+        let mut component = Linker::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut component)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut component)?;
+        let mut module = wasmtime::Linker::new(engine);
+        wasmtime_wasi::p1::add_to_linker_async(&mut module, |host: &mut Preview1Host| &mut host.wasi)?;
+        Ok(Self { component, module })
+    }
+}
+
+/// A function that is ready to run: compiled, linked, its memory image mapped.
+pub struct Loaded {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) profile: Profile,
+    pub(crate) world: World,
+}
+
+pub(crate) enum World {
+    Http(ProxyPre<Host>),
+    Cli(CommandPre<Host>),
+    Nexus { pre: InstancePre<Host>, handle: ComponentExportIndex },
+    Preview1(wasmtime::InstancePre<Preview1Host>),
+}
+
+impl Loaded {
+    /// What kind of function it is.
+    pub fn kind(&self) -> FunctionKind {
+        match self.world {
+            World::Http(_) => FunctionKind::WasiHttp,
+            World::Cli(_) => FunctionKind::WasiCli,
+            World::Nexus { .. } => FunctionKind::NexusFunction,
+            World::Preview1(_) => FunctionKind::Preview1,
+        }
+    }
+
+    pub(crate) fn profile_engine(&self) -> &ProfileEngine {
+        self.engine.profile(self.profile)
+    }
+}
+
+impl Engine {
+    /// Compiles a component or module and keeps the artifact; also checks that it can be linked here. Takes as long as
+    /// compiling does (seconds for megabytes): call it where blocking is allowed. What is kept already is only loaded.
+    pub fn compile(self: &Arc<Self>, bytes: &[u8], digest: Digest, profile: Profile) -> Result<Arc<Loaded>, EngineError> {
+        let form = kind::form(bytes)?;
+        if let Some(loaded) = self.load(digest, profile)? {
+            return Ok(loaded);
+        }
+        let wasmtime = &self.profile(profile).wasmtime;
+        let invalid = |e: wasmtime::Error| Rejected::Invalid(format!("{e:#}"));
+        let (artifact, code) = match form {
+            Form::Component => {
+                let component = Component::from_binary(wasmtime, bytes).map_err(invalid)?;
+                let code = component.serialize().map_err(invalid)?;
+                (Artifact::Component(component), code)
+            }
+            Form::Module => {
+                let module = Module::from_binary(wasmtime, bytes).map_err(invalid)?;
+                let code = module.serialize().map_err(invalid)?;
+                (Artifact::Module(module), code)
+            }
+        };
+        let loaded = self.link(artifact, profile)?;
+        cache::write(&self.artifact_path(digest, profile), &code)?;
+        Ok(loaded)
+    }
+
+    /// Maps a compiled artifact back and links it: the work of a cold start. `None` if it was not compiled yet.
+    pub fn load(self: &Arc<Self>, digest: Digest, profile: Profile) -> Result<Option<Arc<Loaded>>, EngineError> {
+        let path = self.artifact_path(digest, profile);
+        match cache::read(&path, &self.profile(profile).wasmtime)? {
+            Some(artifact) => Ok(Some(self.link(artifact, profile)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn artifact_path(&self, digest: Digest, profile: Profile) -> std::path::PathBuf {
+        cache::path(Path::new(&self.config.cache_dir), &self.profile(profile).wasmtime, digest, profile)
+    }
+
+    fn link(self: &Arc<Self>, artifact: Artifact, profile: Profile) -> Result<Arc<Loaded>, EngineError> {
+        let ProfileEngine { wasmtime, linkers, .. } = self.profile(profile);
+        let world = match artifact {
+            Artifact::Component(component) => {
+                let kind = kind::of_component(wasmtime, &component)?;
+                let imports = || {
+                    let ty = component.component_type();
+                    ty.imports(wasmtime).map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+                };
+                let unlinked = |e: wasmtime::Error| missing_import(&e, imports().into_iter());
+                let pre = linkers.component.instantiate_pre(&component).map_err(unlinked)?;
+                match kind {
+                    FunctionKind::WasiHttp => World::Http(ProxyPre::new(pre).map_err(unlinked)?),
+                    FunctionKind::WasiCli => World::Cli(CommandPre::new(pre).map_err(unlinked)?),
+                    FunctionKind::NexusFunction | FunctionKind::Preview1 => {
+                        let handle = component
+                            .get_export_index(None, "handle")
+                            .ok_or(Rejected::NoEntry { what: "component", exports: "nothing".into() })?;
+                        World::Nexus { pre, handle }
+                    }
+                }
+            }
+            Artifact::Module(module) => {
+                kind::of_module(&module)?;
+                let imports = || module.imports().map(|i| format!("{}::{}", i.module(), i.name())).collect::<Vec<_>>();
+                let unlinked = |e: wasmtime::Error| missing_import(&e, imports().into_iter());
+                World::Preview1(linkers.module.instantiate_pre(&module).map_err(unlinked)?)
+            }
+        };
+        Ok(Arc::new(Loaded { engine: self.clone(), profile, world }))
+    }
+}

@@ -1,0 +1,133 @@
+//! Outcomes, what they emit, and how far delivery has come.
+
+use jiff::SignedDuration;
+use nexus_core::ids::{InvocationId, Seq};
+use nexus_core::outcome::Disposition;
+use nexus_core::record::Cause;
+
+use super::{Harness, Settings, append, commit, numbered, open, opened, outcome, start};
+use crate::contract::{Commit, Parked, Progress};
+
+fn retry(seconds: i64) -> Disposition {
+    Disposition::Retry { at: start() + SignedDuration::from_secs(seconds) }
+}
+
+/// Attempts and replays of an event come oldest first; each is found by its invocation; after a restart too.
+pub async fn outcomes_come_in_order_and_by_invocation(harness: &dyn Harness) {
+    let settings = Settings::default();
+    let (place, opened, storage) = opened(harness, &settings).await;
+    let (one, two) = (append(&*storage.log, numbered(&settings, 1)).await, append(&*storage.log, numbered(&settings, 2)).await);
+    let of_one = [outcome(one, 1, retry(1)), outcome(one, 2, Disposition::Done), outcome(one, 1, Disposition::Replayed)];
+    let of_two = outcome(two, 1, Disposition::Done);
+    for outcome in [&of_one[0], &of_two, &of_one[1], &of_one[2]] {
+        commit(&*storage.log, outcome.clone()).await;
+    }
+    opened.close().await.expect("close");
+    let again = open(&*place, &settings).await;
+    let log = again.storage().log;
+    assert_eq!(log.outcomes(one).await.expect("outcomes"), of_one);
+    assert_eq!(log.outcomes(two).await.expect("outcomes"), std::slice::from_ref(&of_two));
+    assert!(log.outcomes(Seq(3)).await.expect("outcomes").is_empty());
+    for outcome in of_one.iter().chain([&of_two]) {
+        assert_eq!(log.outcome(outcome.invocation_id).await.expect("outcome").as_ref(), Some(outcome));
+    }
+    assert_eq!(log.outcome(InvocationId::generate()).await.expect("outcome"), None);
+    again.close().await.expect("close");
+}
+
+/// The outcome and the emitted events are there together; an emitted duplicate is answered as such.
+pub async fn a_commit_is_one_with_what_it_emits(harness: &dyn Harness) {
+    let settings = Settings::default();
+    let (place, opened, storage) = opened(harness, &settings).await;
+    let seq = append(&*storage.log, numbered(&settings, 1)).await;
+    let outcome = outcome(seq, 1, Disposition::Done);
+    let mut emitted: Vec<_> = [1, 2, 3].map(|n| numbered(&settings, n)).to_vec();
+    for record in &mut emitted {
+        record.cause = Some(Cause { seq, invocation_id: outcome.invocation_id, depth: 1 });
+        record.target = Some("next".parse().expect("a function name"));
+    }
+    let receipts = storage.log.commit(Commit { outcome: outcome.clone(), emitted: emitted.clone() }).await.expect("commit");
+    let found: Vec<(u64, bool)> = receipts.iter().map(|receipt| (receipt.seq.0, receipt.duplicate)).collect();
+    assert_eq!(found, [(1, true), (2, false), (3, false)]);
+    assert_eq!(*storage.log.head().borrow(), Seq(3));
+    opened.close().await.expect("close");
+
+    let again = open(&*place, &settings).await;
+    let log = again.storage().log;
+    assert_eq!(log.outcomes(seq).await.expect("outcomes"), [outcome]);
+    let read = log.read(Seq(2), 10).await.expect("read");
+    assert_eq!(read.into_iter().map(|record| record.entry).collect::<Vec<_>>(), emitted[1..]);
+    again.close().await.expect("close");
+}
+
+/// Whoever lost the answer commits again: there is one outcome, and the events were emitted once.
+pub async fn a_second_commit_of_an_invocation_adds_nothing(harness: &dyn Harness) {
+    let settings = Settings::default();
+    let (_place, opened, storage) = opened(harness, &settings).await;
+    let seq = append(&*storage.log, numbered(&settings, 1)).await;
+    let commit = Commit { outcome: outcome(seq, 1, retry(5)), emitted: vec![numbered(&settings, 2)] };
+    let first = storage.log.commit(commit.clone()).await.expect("commit");
+    let second = storage.log.commit(commit.clone()).await.expect("commit");
+    assert_eq!((first[0].seq, first[0].duplicate), (Seq(2), false));
+    assert_eq!((second[0].seq, second[0].duplicate), (Seq(2), true));
+    assert_eq!(storage.log.outcomes(seq).await.expect("outcomes"), [commit.outcome]);
+    assert_eq!(storage.log.progress().await.expect("progress").parked.len(), 1);
+    opened.close().await.expect("close");
+}
+
+/// `Retry` parks and parks anew, `Done` and `Dead` release, `Replayed` leaves it as it is; after a restart too.
+pub async fn dispositions_park_and_release(harness: &dyn Harness) {
+    let settings = Settings::default();
+    let (place, mut opened, storage) = opened(harness, &settings).await;
+    let seq = append(&*storage.log, numbered(&settings, 1)).await;
+    let parked = |attempt, seconds| {
+        vec![Parked {
+            seq,
+            function: "worker".parse().expect("a function name"),
+            attempt,
+            at: start() + SignedDuration::from_secs(seconds),
+        }]
+    };
+    for (attempt, disposition, expected) in [
+        (1, retry(10), parked(1, 10)),
+        (2, retry(20), parked(2, 20)),
+        (1, Disposition::Replayed, parked(2, 20)),
+        (3, Disposition::Done, vec![]),
+        (1, Disposition::Replayed, vec![]),
+        (4, retry(30), parked(4, 30)),
+        (5, Disposition::Dead, vec![]),
+        (6, Disposition::Dead, vec![]),
+    ] {
+        commit(&*opened.storage().log, outcome(seq, attempt, disposition)).await;
+        assert_eq!(opened.storage().log.progress().await.expect("progress").parked, expected, "{disposition:?}");
+        opened.close().await.expect("close");
+        opened = open(&*place, &settings).await;
+        assert_eq!(opened.storage().log.progress().await.expect("progress").parked, expected, "{disposition:?}, reopened");
+    }
+    // Each function has its own.
+    for function in ["a", "b"] {
+        let mut outcome = outcome(seq, 1, retry(1));
+        outcome.function = function.parse().expect("a function name");
+        commit(&*opened.storage().log, outcome).await;
+    }
+    let functions: Vec<String> =
+        opened.storage().log.progress().await.expect("progress").parked.iter().map(|p| p.function.to_string()).collect();
+    assert_eq!(functions, ["a", "b"]);
+    opened.close().await.expect("close");
+}
+
+/// The mark is there after a restart, and never goes back.
+pub async fn progress_is_there_after_reopening(harness: &dyn Harness) {
+    let settings = Settings::default();
+    let (place, mut opened, storage) = opened(harness, &settings).await;
+    assert_eq!(storage.log.progress().await.expect("progress"), Progress::default());
+    storage.log.append((0..10).map(|n| numbered(&settings, n)).collect()).await.expect("append");
+    for (mark, expected) in [(4, 4), (2, 4), (11, 11)] {
+        opened.storage().log.advance(Seq(mark)).await.expect("advance");
+        opened.close().await.expect("close");
+        opened = open(&*place, &settings).await;
+        let progress = opened.storage().log.progress().await.expect("progress");
+        assert_eq!(progress, Progress { delivered_below: Seq(expected), parked: Vec::new() });
+    }
+    opened.close().await.expect("close");
+}

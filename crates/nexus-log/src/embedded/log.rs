@@ -1,0 +1,140 @@
+//! The log of the contract: what is written goes through the queue, what is read comes from memory or the store.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use nexus_core::ids::{InvocationId, Seq};
+use nexus_core::outcome::Outcome;
+use nexus_core::record::{NewRecord, Record};
+use tokio::sync::{oneshot, watch};
+
+use super::codec::{self, Prepared};
+use super::request::{Answer, PreparedCommit, Request};
+use super::shared::Shared;
+use super::{read, retain};
+use crate::contract::{Commit, EventQuery, Log, Page, Progress, Receipt, StorageError};
+
+/// The most events in one batch or commit.
+const BATCH_MAX: usize = 10_000;
+/// The most bytes that the values of one batch or commit may have.
+const BATCH_BYTES_MAX: usize = 64 << 20;
+
+/// The log in a directory.
+pub(super) struct EmbeddedLog {
+    shared: Arc<Shared>,
+}
+
+impl EmbeddedLog {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+/// Makes events ready. Runs where the caller runs, so that the one writer has less to do.
+fn prepare(batch: Vec<NewRecord>) -> Result<Vec<Prepared>, StorageError> {
+    if batch.len() > BATCH_MAX {
+        return Err(StorageError::Invalid(format!("a batch of {} events; {BATCH_MAX} are allowed", batch.len())));
+    }
+    let mut bytes = 0;
+    let mut prepared = Vec::with_capacity(batch.len());
+    for entry in batch {
+        let one = Prepared::new(entry)?;
+        bytes += one.value.len();
+        if bytes > BATCH_BYTES_MAX {
+            return Err(StorageError::Invalid(format!("a batch of more than {BATCH_BYTES_MAX} bytes")));
+        }
+        prepared.push(one);
+    }
+    Ok(prepared)
+}
+
+/// Asks the writer, and waits for its answer.
+pub(super) async fn ask<T>(shared: &Shared, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, StorageError> {
+    let (answer, answered) = oneshot::channel();
+    shared.queue.push(request(answer))?;
+    // The writer answers all that it takes, unless it broke off.
+    answered.await.map_err(|_| StorageError::Closed)?
+}
+
+#[async_trait]
+impl Log for EmbeddedLog {
+    async fn append(&self, batch: Vec<NewRecord>) -> Result<Vec<Receipt>, StorageError> {
+        let batch = prepare(batch)?;
+        ask(&self.shared, |answer| Request::Append { batch, answer }).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Vec<Receipt>, StorageError> {
+        let Commit { outcome, emitted } = commit;
+        let value = codec::encode_outcome(&outcome)?;
+        if value.len() > BATCH_BYTES_MAX {
+            return Err(StorageError::Invalid(format!("an outcome of more than {BATCH_BYTES_MAX} bytes")));
+        }
+        let commit = Box::new(PreparedCommit { outcome, value, emitted: prepare(emitted)? });
+        ask(&self.shared, |answer| Request::Commit { commit, answer }).await
+    }
+
+    async fn advance(&self, below: Seq) -> Result<(), StorageError> {
+        if self.shared.queue.is_closed() {
+            return Err(StorageError::Closed);
+        }
+        self.shared.advance_to.fetch_max(below.0, Ordering::AcqRel);
+        Ok(())
+    }
+
+    async fn progress(&self) -> Result<Progress, StorageError> {
+        ask(&self.shared, |answer| Request::Progress { answer }).await
+    }
+
+    fn head(&self) -> watch::Receiver<Seq> {
+        self.shared.head.subscribe()
+    }
+
+    async fn read(&self, from: Seq, max: usize) -> Result<Vec<Record>, StorageError> {
+        if self.shared.queue.is_closed() {
+            return Err(StorageError::Closed);
+        }
+        // Only references are taken under the lock that the writer waits for too.
+        let tail = self.shared.tail().from(from, max.min(read::READ_MAX));
+        if let Some(records) = tail {
+            return Ok(records.into_iter().map(|record| Record::clone(&record)).collect());
+        }
+        if from > *self.shared.head.borrow() {
+            return Ok(Vec::new());
+        }
+        self.shared.read(move |shared, store| read::read(shared, store, from, max)).await
+    }
+
+    async fn get(&self, seq: Seq) -> Result<Option<Record>, StorageError> {
+        if self.shared.queue.is_closed() {
+            return Err(StorageError::Closed);
+        }
+        let tail = self.shared.tail().get(seq);
+        if let Some(record) = tail {
+            return Ok(Some(Record::clone(&record)));
+        }
+        self.shared.read(move |shared, store| read::get(shared, store, seq)).await
+    }
+
+    async fn find(&self, id: &str, source: Option<&str>) -> Result<Vec<Record>, StorageError> {
+        let (id, source) = (id.to_owned(), source.map(str::to_owned));
+        self.shared.read(move |shared, store| read::find(shared, store, &id, source.as_deref())).await
+    }
+
+    async fn query(&self, query: &EventQuery) -> Result<Page, StorageError> {
+        let query = query.clone();
+        self.shared.read(move |shared, store| read::query(shared, store, &query)).await
+    }
+
+    async fn outcomes(&self, seq: Seq) -> Result<Vec<Outcome>, StorageError> {
+        self.shared.read(move |shared, store| read::outcomes(shared, store, seq)).await
+    }
+
+    async fn outcome(&self, invocation: InvocationId) -> Result<Option<Outcome>, StorageError> {
+        self.shared.read(move |shared, store| read::outcome(shared, store, invocation)).await
+    }
+
+    async fn retain(&self) -> Result<u64, StorageError> {
+        retain::retain(&self.shared).await
+    }
+}

@@ -1,0 +1,244 @@
+//! What is asked of the store: bounded in work, exact in its answers. Runs on the blocking pool.
+
+use nexus_core::ids::{InvocationId, Seq};
+use nexus_core::outcome::Outcome;
+use nexus_core::record::Record;
+
+use super::codec::{self, Envelope, Kind};
+use super::shared::Shared;
+use super::store::{Store, failed};
+use crate::contract::{EventQuery, Page, StorageError};
+
+/// The most events that one read gives.
+pub(super) const READ_MAX: usize = 4096;
+/// The most bytes of events that one read or page gives, but for the first event.
+const READ_BYTES_MAX: usize = 16 << 20;
+/// The most events that one page looks at; what is further away is for the next page.
+const EXAMINED_MAX: usize = 32 << 10;
+/// The most blocks that one page looks at.
+const BLOCKS_MAX: usize = 64 << 10;
+/// The most events that a page holds.
+const PAGE_MAX: usize = 1000;
+/// The most events that `find` gives.
+const FOUND_MAX: usize = 100;
+/// The most candidates that `find` looks at.
+const CANDIDATES_MAX: usize = 10_000;
+/// The most outcomes of one event.
+const OUTCOMES_MAX: usize = 10_000;
+
+/// Events from a place on.
+pub(super) fn read(shared: &Shared, store: &Store, from: Seq, max: usize) -> Result<Vec<Record>, StorageError> {
+    let (from, head) = (from.max(shared.floor()), *shared.head.borrow());
+    let mut records = Vec::new();
+    if from > head {
+        return Ok(records);
+    }
+    let mut bytes = 0;
+    for entry in store.events.range(from.0.to_be_bytes()..=head.0.to_be_bytes()).take(max.min(READ_MAX)) {
+        let (key, value) = entry.into_inner().map_err(failed)?;
+        bytes += value.len();
+        if !records.is_empty() && bytes > READ_BYTES_MAX {
+            break;
+        }
+        records.push(codec::decode_event(codec::seq_at(&key, 0)?, &value)?);
+    }
+    Ok(records)
+}
+
+/// One event.
+pub(super) fn get(shared: &Shared, store: &Store, seq: Seq) -> Result<Option<Record>, StorageError> {
+    if seq < shared.floor() || seq > *shared.head.borrow() {
+        return Ok(None);
+    }
+    store.event(seq)
+}
+
+/// The newest event of each source with an id, newest first.
+pub(super) fn find(
+    shared: &Shared,
+    store: &Store,
+    id: &str,
+    source: Option<&str>,
+) -> Result<Vec<Record>, StorageError> {
+    let mut prefix = codec::id_prefix(id).to_vec();
+    if let Some(source) = source {
+        prefix.extend_from_slice(&codec::hash(source).to_be_bytes());
+    }
+    let mut found: Vec<Record> = Vec::new();
+    for entry in store.ids.prefix(prefix).take(CANDIDATES_MAX) {
+        for seq in codec::seqs(&entry.value().map_err(failed)?).into_iter().rev() {
+            let Some(record) = get(shared, store, seq)? else { continue };
+            let event = &record.entry.event;
+            let older = found.iter().rev().take(16).any(|newer| newer.entry.event.source == event.source);
+            if event.id == id && source.is_none_or(|source| event.source == source) && !older {
+                found.push(record);
+            }
+        }
+    }
+    found.sort_unstable_by_key(|record| std::cmp::Reverse(record.seq));
+    found.truncate(FOUND_MAX);
+    Ok(found)
+}
+
+/// What came of an event.
+pub(super) fn outcomes(shared: &Shared, store: &Store, seq: Seq) -> Result<Vec<Outcome>, StorageError> {
+    if seq < shared.floor() {
+        return Ok(Vec::new());
+    }
+    let range = codec::pair(seq, 0)..=codec::pair(seq, u64::MAX);
+    let values = store.outcomes.range(range).take(OUTCOMES_MAX);
+    values.map(|entry| codec::decode_outcome(&entry.value().map_err(failed)?)).collect()
+}
+
+/// One outcome.
+pub(super) fn outcome(shared: &Shared, store: &Store, id: InvocationId) -> Result<Option<Outcome>, StorageError> {
+    let Some(place) = store.ids.get(codec::invocation_key(id)).map_err(failed)? else { return Ok(None) };
+    let (seq, n) = codec::unpair(&place)?;
+    if seq < shared.floor() {
+        return Ok(None);
+    }
+    let value = store.outcomes.get(codec::pair(seq, n)).map_err(failed)?;
+    value.map(|value| codec::decode_outcome(&value)).transpose()
+}
+
+/// One page of a query.
+pub(super) fn query(shared: &Shared, store: &Store, query: &EventQuery) -> Result<Page, StorageError> {
+    let mut search = Search::new(shared, query);
+    if search.floor < search.before {
+        match query.trace {
+            Some(trace) => search.trace(store, trace.to_bytes())?,
+            None => search.blocks(shared, store)?,
+        }
+    }
+    Ok(search.page())
+}
+
+struct Search<'a> {
+    query: &'a EventQuery,
+    limit: usize,
+    floor: Seq,
+    before: Seq,
+    ty: Option<u64>,
+    source: Option<u64>,
+    /// One more than the limit, to know whether there is a next page.
+    found: Vec<Record>,
+    found_bytes: usize,
+    examined: usize,
+    /// Where the search broke off: everything from here on has been looked at.
+    broke_off: Option<Seq>,
+}
+
+impl<'a> Search<'a> {
+    fn new(shared: &Shared, query: &'a EventQuery) -> Self {
+        let end = shared.head.borrow().next();
+        Self {
+            query,
+            limit: query.limit.clamp(1, PAGE_MAX),
+            floor: shared.floor(),
+            before: query.before.map_or(end, |before| before.min(end)),
+            ty: query.ty.as_deref().map(codec::hash),
+            source: query.source.as_deref().map(codec::hash),
+            found: Vec::new(),
+            found_bytes: 0,
+            examined: 0,
+            broke_off: None,
+        }
+    }
+
+    fn trace(&mut self, store: &Store, trace: [u8; 16]) -> Result<(), StorageError> {
+        let key = |seq: Seq| {
+            let mut key = [0; 24];
+            key[..16].copy_from_slice(&trace);
+            key[16..].copy_from_slice(&seq.0.to_be_bytes());
+            key
+        };
+        for entry in store.traces.range(key(self.floor)..key(self.before)).rev() {
+            let seq = codec::seq_at(&entry.key().map_err(failed)?, 16)?;
+            if let Some(value) = store.event_value(seq)?
+                && !self.examine(seq, &value)?
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes through the blocks that may hold something, newest first.
+    fn blocks(&mut self, shared: &Shared, store: &Store) -> Result<(), StorageError> {
+        let (first, last) = (codec::block_of(self.floor), codec::block_of(Seq(self.before.0 - 1)));
+        let blocks: Vec<u64> = {
+            let blocks = shared.blocks.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let from = self.query.from.map(codec::instant);
+            let to = self.query.to.map(codec::instant);
+            let in_time = |block: &super::state::Block| {
+                from.is_none_or(|from| block.received_max >= from) && to.is_none_or(|to| block.received_min < to)
+            };
+            blocks.range(first..=last).rev().filter(|(_, block)| in_time(block)).map(|(number, _)| *number).collect()
+        };
+        let kinds: Vec<(Kind, u64)> =
+            [self.ty.map(|h| (Kind::Type, h)), self.source.map(|h| (Kind::Source, h))].into_iter().flatten().collect();
+        for (at, number) in blocks.into_iter().enumerate() {
+            let start = codec::block_start(number);
+            if at >= BLOCKS_MAX {
+                self.broke_off = Some(codec::block_start(number + 1).min(self.before));
+                break;
+            }
+            let mut may_hold = true;
+            for (kind, hash) in &kinds {
+                let (by_hash, _) = codec::block_keys(*kind, *hash, number);
+                may_hold = may_hold && store.meta.contains_key(by_hash).map_err(failed)?;
+            }
+            if may_hold && !self.block(store, start.max(self.floor), codec::block_start(number + 1).min(self.before))? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, store: &Store, from: Seq, before: Seq) -> Result<bool, StorageError> {
+        for entry in store.events.range(from.0.to_be_bytes()..before.0.to_be_bytes()).rev() {
+            let (key, value) = entry.into_inner().map_err(failed)?;
+            if !self.examine(codec::seq_at(&key, 0)?, &value)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks at one event; whether to go on.
+    fn examine(&mut self, seq: Seq, value: &[u8]) -> Result<bool, StorageError> {
+        if self.examined >= EXAMINED_MAX {
+            self.broke_off = Some(seq.next());
+            return Ok(false);
+        }
+        self.examined += 1;
+        let envelope = Envelope::decode(value)?;
+        if self.ty.is_some_and(|ty| ty != envelope.ty)
+            || self.source.is_some_and(|source| source != envelope.source)
+            || self.query.from.is_some_and(|from| envelope.received < codec::instant(from))
+            || self.query.to.is_some_and(|to| envelope.received >= codec::instant(to))
+        {
+            return Ok(true);
+        }
+        let record = codec::decode_event(seq, value)?;
+        // Of the same hash is not yet the same.
+        let event = &record.entry.event;
+        if self.query.ty.as_ref().is_some_and(|ty| *ty != event.ty)
+            || self.query.source.as_ref().is_some_and(|source| *source != event.source)
+        {
+            return Ok(true);
+        }
+        self.found_bytes += value.len();
+        self.found.push(record);
+        Ok(self.found.len() <= self.limit && (self.found.len() == 1 || self.found_bytes <= READ_BYTES_MAX))
+    }
+
+    fn page(mut self) -> Page {
+        let over = self.found.len() > self.limit || (self.found.len() > 1 && self.found_bytes > READ_BYTES_MAX);
+        if over {
+            self.found.pop();
+            self.broke_off = self.found.last().map(|record| record.seq);
+        }
+        Page { records: self.found, next: self.broke_off }
+    }
+}

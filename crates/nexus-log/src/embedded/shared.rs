@@ -1,0 +1,113 @@
+//! What the writer and those who read share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use nexus_core::ids::Seq;
+use tokio::sync::{Semaphore, watch};
+
+use super::EmbeddedConfig;
+use super::directory::Directory;
+use super::queue::Queue;
+use super::state::Blocks;
+use super::store::Store;
+use super::tail::Tail;
+use crate::contract::StorageError;
+
+/// Reads of the store that may run at once, each on a thread of the blocking pool.
+const READS_MAX: usize = 16;
+
+/// Shared between the handles and the writer. The writer alone changes it, but for `queue` and `advance_to`.
+pub(super) struct Shared {
+    pub(super) config: EmbeddedConfig,
+    pub(super) queue: Queue,
+    pub(super) head: watch::Sender<Seq>,
+    pub(super) changes: watch::Sender<u64>,
+    pub(super) blocks: RwLock<Blocks>,
+    pub(super) tail: Mutex<Tail>,
+    /// See [`super::state::Counters::floor`].
+    floor: AtomicU64,
+    /// The highest mark that `advance` was told; the writer takes it along with the next batch.
+    pub(super) advance_to: AtomicU64,
+    /// One retention at a time.
+    pub(super) retaining: tokio::sync::Mutex<()>,
+    /// While the directory is open; dropping it lets go of the lock.
+    pub(super) directory: Mutex<Option<Arc<Directory>>>,
+    store: RwLock<Option<Arc<Store>>>,
+    reads: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub(super) fn new(config: EmbeddedConfig, directory: Directory) -> Self {
+        Self {
+            queue: Queue::new(config.queue_max),
+            head: watch::Sender::new(Seq(0)),
+            changes: watch::Sender::new(0),
+            blocks: RwLock::default(),
+            tail: Mutex::default(),
+            floor: AtomicU64::new(1),
+            advance_to: AtomicU64::new(0),
+            retaining: tokio::sync::Mutex::new(()),
+            directory: Mutex::new(Some(Arc::new(directory))),
+            store: RwLock::new(None),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            config,
+        }
+    }
+
+    /// The first place whose event may still be there.
+    pub(super) fn floor(&self) -> Seq {
+        Seq(self.floor.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_floor(&self, floor: Seq) {
+        self.floor.store(floor.0, Ordering::Release);
+    }
+
+    /// The newest events.
+    pub(super) fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The directory, until it is closed.
+    pub(super) fn directory(&self) -> Result<Arc<Directory>, StorageError> {
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StorageError::Closed)
+    }
+
+    /// Lets readers at the store, or keeps them off it.
+    pub(super) fn set_store(&self, store: Option<Arc<Store>>) {
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+    }
+
+    fn store(&self) -> Result<Arc<Store>, StorageError> {
+        let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match store {
+            Some(store) => Ok(store),
+            None if self.queue.is_closed() => Err(StorageError::Closed),
+            None => Err(StorageError::Failed("the store is being opened again after a failed write".to_owned())),
+        }
+    }
+
+    /// Reads from the store.
+    ///
+    /// Any read may have to wait for the disk, so each runs on the blocking pool: on two cores, one that blocks a
+    /// worker of the runtime stops half of all that it does. The 10 µs that this costs are not on the hot path, which reads
+    /// the newest events from memory. At most [`READS_MAX`] run at once, each bounded in its work.
+    pub(super) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Shared, &Store) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        if self.queue.is_closed() {
+            return Err(StorageError::Closed);
+        }
+        let permit = self.reads.clone().acquire_owned().await.map_err(|_| StorageError::Closed)?;
+        let shared = self.clone();
+        let run = tokio::task::spawn_blocking(move || {
+            // Held until the read is over, even if nobody waits for it any more.
+            let _permit = permit;
+            let store = shared.store()?;
+            read(&shared, &store)
+        });
+        run.await.map_err(|e| StorageError::Failed(format!("a read broke off: {e}")))?
+    }
+}

@@ -1,0 +1,140 @@
+//! What is deployed: a view of the registry in memory, and the one way to change it.
+
+mod deploy;
+mod loaded;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nexus_core::event::Event;
+use nexus_core::function::{Function, FunctionConfig, FunctionVersion};
+use nexus_core::ids::{FunctionName, FunctionRef};
+use nexus_engine::{Engine, Profile};
+use nexus_log::{Revision, Storage, StorageError};
+use parking_lot::RwLock;
+use tokio::sync::Semaphore;
+
+pub use deploy::DeployError;
+pub use loaded::Ready;
+
+const PREFIX: &str = "functions/";
+
+/// Every deployed function. Reading is a look at memory; changing goes through the registry's compare-and-set.
+pub struct Catalog {
+    storage: Storage,
+    engine: Arc<Engine>,
+    mounts_allowed: Vec<std::path::PathBuf>,
+    loaded: loaded::LoadedFunctions,
+    view: RwLock<Arc<View>>,
+    /// One change at a time in this process; others are kept out by the registry.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// The functions at one moment.
+#[derive(Default)]
+pub struct View {
+    entries: BTreeMap<FunctionName, Arc<Entry>>,
+}
+
+/// One function as it is delivered to.
+pub struct Entry {
+    /// What the registry holds.
+    pub function: Function,
+    /// Its configuration, shared by its invocations.
+    pub config: Arc<FunctionConfig>,
+    /// One permit for each invocation that may run at once.
+    pub permits: Arc<Semaphore>,
+    revision: Revision,
+}
+
+impl Entry {
+    /// The memory profile that its limits ask for.
+    pub fn profile(&self) -> Profile {
+        Profile::for_memory(self.config.limits.memory_mb)
+    }
+
+    /// The version that a reference means.
+    pub fn version(&self, reference: &FunctionRef) -> Option<&FunctionVersion> {
+        match reference.version {
+            None => self.function.current(),
+            Some(version) => self.function.version(version),
+        }
+    }
+}
+
+impl View {
+    /// A function by its name.
+    pub fn get(&self, name: &FunctionName) -> Option<&Arc<Entry>> {
+        self.entries.get(name)
+    }
+
+    /// All functions, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.values()
+    }
+
+    /// The functions that have a trigger for the event.
+    pub fn route<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Arc<Entry>> {
+        self.entries.values().filter(move |entry| {
+            entry.config.triggers.iter().any(|trigger| trigger.filters.iter().all(|f| f.matches(event)))
+        })
+    }
+}
+
+impl Catalog {
+    /// Reads the registry.
+    pub async fn open(
+        storage: Storage,
+        engine: Arc<Engine>,
+        mounts_allowed: Vec<std::path::PathBuf>,
+    ) -> Result<Arc<Self>, StorageError> {
+        let catalog = Self {
+            loaded: loaded::LoadedFunctions::new(engine.clone(), storage.artifacts.clone()),
+            storage,
+            engine,
+            mounts_allowed,
+            view: RwLock::default(),
+            changing: tokio::sync::Mutex::new(()),
+        };
+        catalog.refresh().await?;
+        Ok(Arc::new(catalog))
+    }
+
+    /// The functions now.
+    pub fn view(&self) -> Arc<View> {
+        self.view.read().clone()
+    }
+
+    /// Reads the registry again. A function whose limits did not change keeps its permits, so that running invocations
+    /// still count.
+    pub async fn refresh(&self) -> Result<(), StorageError> {
+        let old = self.view();
+        let mut entries = BTreeMap::new();
+        for (key, value, revision) in self.storage.registry.list(PREFIX).await? {
+            let function: Function = serde_json::from_slice(&value)
+                .map_err(|e| StorageError::Damaged(format!("registry entry {key}: {e}")))?;
+            let name = function.name.clone();
+            if let Some(same) = old.get(&name).filter(|entry| entry.revision == revision) {
+                entries.insert(name, same.clone());
+                continue;
+            }
+            let config = Arc::new(function.config.clone());
+            let permits = match old.get(&name) {
+                Some(entry) if entry.config.limits.concurrency == config.limits.concurrency => entry.permits.clone(),
+                _ => Arc::new(Semaphore::new(config.limits.concurrency as usize)),
+            };
+            entries.insert(name, Arc::new(Entry { function, config, permits, revision }));
+        }
+        *self.view.write() = Arc::new(View { entries });
+        Ok(())
+    }
+
+    /// Makes a version ready to run: from memory, from the artifact cache, or compiled anew.
+    pub async fn ready(&self, entry: &Entry, version: &FunctionVersion) -> Result<Ready, nexus_engine::EngineError> {
+        self.loaded.get(version.digest, entry.profile()).await
+    }
+}
+
+fn key(name: &FunctionName) -> String {
+    format!("{PREFIX}{name}")
+}

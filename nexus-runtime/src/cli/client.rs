@@ -1,0 +1,101 @@
+//! Talking to the server, and turning what it says into exit codes.
+
+use http::StatusCode;
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::Value;
+
+use super::{Failure, Global, Output};
+
+/// A server's API.
+pub struct Client {
+    http: reqwest::Client,
+    url: String,
+    /// How data is printed.
+    pub output: Output,
+}
+
+impl Client {
+    /// A client for the server that the flags name.
+    pub fn new(global: &Global) -> Result<Self, Failure> {
+        let url = url::Url::parse(&global.url)
+            .ok()
+            .filter(|u| matches!(u.scheme(), "http" | "https"))
+            .ok_or_else(|| Failure::usage(format!("--url {:?} is not http://host:port", global.url)))?;
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("nexus/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|e| Failure::failed(format!("no HTTP client: {e}")))?;
+        Ok(Self { http, url: url.as_str().trim_end_matches('/').to_owned(), output: global.output })
+    }
+
+    /// The server's address.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A request to a path; its parts must be encoded.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    /// Sends; an answer that is an error becomes a failure with its exit code.
+    pub async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        let response = self.send_any(request).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = response.text().await.unwrap_or_default();
+        let detail = serde_json::from_str::<Value>(&text).ok().and_then(|p| Some(p.get("detail")?.as_str()?.to_owned()));
+        let code = match status {
+            StatusCode::NOT_FOUND => 3,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => 4,
+            _ => 1,
+        };
+        Err(Failure::new(code, detail.unwrap_or_else(|| format!("the server answered with {status}"))))
+    }
+
+    /// Sends; any answer is an answer.
+    pub async fn send_any(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        request.send().await.map_err(|e| {
+            let unreachable = e.is_connect() || e.is_timeout();
+            let cause = std::iter::successors(std::error::Error::source(&e), |e| e.source()).last();
+            let cause = cause.map_or_else(|| e.to_string(), ToString::to_string);
+            let hint = "start one with `nexus dev`, or name it with --url";
+            if unreachable {
+                Failure::new(5, format!("no server at {}: {cause}; {hint}", self.url))
+            } else {
+                Failure::failed(format!("{}: {cause}", self.url))
+            }
+        })
+    }
+
+    /// Gets JSON.
+    pub async fn get(&self, path: &str) -> Result<Value, Failure> {
+        json(self.send(self.request(Method::GET, path)).await?).await
+    }
+
+    /// Gets JSON, or `None` where it is not there.
+    pub async fn find(&self, path: &str) -> Result<Option<Value>, Failure> {
+        match self.get(path).await {
+            Ok(value) => Ok(Some(value)),
+            Err(failure) if failure.code == 3 => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+}
+
+/// An answer's JSON.
+pub async fn json(response: Response) -> Result<Value, Failure> {
+    response.json().await.map_err(|e| Failure::failed(format!("the server's answer is no JSON: {e}")))
+}
+
+/// Encodes a part of a path.
+pub fn encoded(part: &str) -> String {
+    url::form_urlencoded::byte_serialize(part.as_bytes()).collect::<String>().replace('+', "%20")
+}
+
+/// Prints JSON, readable.
+pub fn print_json(value: &Value) {
+    println!("{value:#}");
+}

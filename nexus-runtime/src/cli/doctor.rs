@@ -1,0 +1,91 @@
+//! `nexus doctor`: what works here, and how to get the rest.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::client::{Client, print_json};
+use super::{Done, Output, style};
+
+/// Arguments of `nexus doctor`.
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// The data directory whose disk is looked at
+    #[arg(long, default_value = ".")]
+    data_dir: PathBuf,
+}
+
+/// One thing that was looked at: its name, whether all is well, and what is to be said about it.
+struct Finding {
+    name: &'static str,
+    ok: bool,
+    says: String,
+}
+
+pub async fn run(args: DoctorArgs, client: &Client) -> Done {
+    let mut findings: Vec<Finding> = nexus_collector::probe_status()
+        .into_iter()
+        .map(|(name, status)| Finding { name, ok: status.is_ok(), says: status.err().unwrap_or_else(|| "works".into()) })
+        .collect();
+    findings.push(disk(&args.data_dir));
+    findings.push(open_files());
+    findings.push(swap());
+    findings.push(server(client).await);
+    let all_well = findings.iter().all(|f| f.ok);
+    match client.output {
+        Output::Json => {
+            let items: Vec<_> = findings.iter().map(|f| json!({"name": f.name, "ok": f.ok, "says": f.says})).collect();
+            print_json(&json!({"ok": all_well, "items": items}));
+        }
+        Output::Text => {
+            for finding in &findings {
+                let mark = if finding.ok { style::paint("ok     ", 32) } else { style::paint("missing", 33) };
+                println!("{mark}  {:<40} {}", finding.name, finding.says);
+            }
+            if !all_well {
+                println!("\nWhat is missing costs only what is named; everything else works.");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn disk(dir: &std::path::Path) -> Finding {
+    let name = "disk space";
+    match rustix::fs::statvfs(dir) {
+        Ok(fs) => {
+            let free_mib = (fs.f_bavail * fs.f_frsize) >> 20;
+            let says = format!("{free_mib} MiB free at {}; below 256 MiB events are refused", dir.display());
+            Finding { name, ok: free_mib >= 256, says }
+        }
+        Err(e) => Finding { name, ok: false, says: format!("{}: {e}", dir.display()) },
+    }
+}
+
+fn open_files() -> Finding {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let ok = limit.is_none_or(|n| n >= 4096);
+    let limit = limit.map_or_else(|| "no limit".into(), |n| n.to_string());
+    let advice = if ok { "" } else { "; raise it with `ulimit -n 65536` or LimitNOFILE= for many connections" };
+    Finding { name: "open files", ok, says: format!("{limit}{advice}") }
+}
+
+fn swap() -> Finding {
+    let on = std::fs::read_to_string("/proc/swaps").is_ok_and(|s| s.lines().count() > 1);
+    let says = if on {
+        "on: instances are reset by clearing more than was written, which costs some microseconds each; `swapoff -a` avoids it"
+    } else {
+        "off: instances are reset by what they wrote"
+    };
+    Finding { name: "swap", ok: !on, says: says.into() }
+}
+
+async fn server(client: &Client) -> Finding {
+    let answer = client.send(client.request(reqwest::Method::GET, "/readyz")).await;
+    match answer {
+        Ok(_) => Finding { name: "server", ok: true, says: format!("ready at {}", client.url()) },
+        Err(failure) => Finding { name: "server", ok: false, says: failure.message },
+    }
+}

@@ -1,0 +1,145 @@
+//! `nexus serve`, and what `nexus dev` shares with it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::{Done, Failure};
+use crate::config::{Config, KernelWanted, LogFormat, OtlpProtocol};
+use crate::kernel::{self, Kernel};
+use crate::server::Server;
+
+/// What `dev` and `serve` take.
+#[derive(Args, Clone, Debug)]
+pub struct ServerArgs {
+    /// The configuration file
+    #[arg(long, env = "NEXUS_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where to listen [default: 127.0.0.1:7070]
+    #[arg(long, env = "NEXUS_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Where everything durable is
+    #[arg(long, env = "NEXUS_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// The kernel's account [default: auto]
+    #[arg(long, value_enum, env = "NEXUS_KERNEL")]
+    kernel: Option<KernelWanted>,
+    /// Where traces go: http://host:port of an OpenTelemetry collector
+    #[arg(long, env = "NEXUS_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// How OTLP is spoken [default: grpc]
+    #[arg(long, value_enum, env = "NEXUS_OTLP_PROTOCOL")]
+    otlp_protocol: Option<OtlpProtocol>,
+    /// How logs are written [default: text]
+    #[arg(long, value_enum, env = "NEXUS_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// A folder below which functions may have mounts; may be repeated
+    #[arg(long)]
+    allow_mount: Vec<PathBuf>,
+}
+
+impl ServerArgs {
+    /// Defaults, then the file, then the environment and the flags; checked.
+    pub fn config(&self, data_dir: PathBuf) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::from_file(path)?,
+            None => Config { data_dir, ..Config::default() },
+        };
+        if let Some(listen) = self.listen {
+            config.listen = listen;
+        }
+        if let Some(data_dir) = &self.data_dir {
+            config.data_dir = data_dir.clone();
+        }
+        if let Some(kernel) = self.kernel {
+            config.kernel = kernel;
+        }
+        if let Some(protocol) = self.otlp_protocol {
+            config.otlp.protocol = protocol;
+        }
+        if let Some(endpoint) = &self.otlp_endpoint {
+            config.otlp.endpoint = Some(endpoint.clone());
+        }
+        if let Some(format) = self.log_format {
+            config.log_format = format;
+        }
+        config.mounts_allowed.extend(self.allow_mount.iter().cloned());
+        let config = config.with_otel_environment(|name| std::env::var(name).ok())?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Runs a server until a signal ends it.
+pub fn run(args: ServerArgs) -> Done {
+    let config = args.config(PathBuf::from("nexus-data"))?;
+    start_logs(config.log_format);
+    serve(config, |_, _| async {})
+}
+
+/// Logs go to standard error; `RUST_LOG` chooses.
+pub fn start_logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => {
+            let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            logs.with_target(false).with_ansi(colour).init();
+        }
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+    }
+}
+
+/// Loads the probes, then starts the threads that they watch, then the server; `beside` runs as long as it does.
+pub fn serve<F: Future<Output = ()> + Send + 'static>(
+    config: Config,
+    beside: impl FnOnce(&Server, CancellationToken) -> F,
+) -> Done {
+    let kernel = Arc::new(Kernel::start(config.kernel, Duration::from_micros(config.slow_syscall_us))?);
+    kernel::publish_slots(&kernel);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("nexus-worker")
+        .on_thread_start(kernel::register_thread)
+        .build()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let signals = tokio::spawn(stop_on_signal(stop.clone()));
+        let server = Server::start(config, kernel, stop.clone()).await?;
+        let beside = tokio::spawn(beside(&server, stop.clone()));
+        println!("ready on http://{}", server.address);
+        let ended = server.run_to_end().await;
+        beside.abort();
+        signals.abort();
+        ended.map_err(Failure::from)
+    })?;
+    // Threads that a guest blocks in a file system are not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first signal lets work end, the second does not.
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return tracing::error!("signals cannot be received; only SIGKILL ends this process");
+    };
+    for first in [true, false] {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if first {
+            stop.cancel();
+        } else {
+            tracing::warn!("ending at once; what was cut off is delivered again at the next start");
+            std::process::exit(130);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Functions: deployed, configured, listed, taken away.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, header};
+use nexus_core::function::FunctionConfig;
+use nexus_core::ids::FunctionName;
+use serde_json::json;
+
+use super::problem::Problem;
+use super::views::FunctionView;
+use super::{Shared, body};
+
+/// A configuration has no business being larger.
+const CONFIG_BYTES_MAX: usize = 1 << 20;
+
+fn media_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
+}
+
+pub async fn deploy(
+    State(gateway): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name: FunctionName = name.parse()?;
+    if media_type(&headers) != "application/wasm" {
+        let detail = "a function is put as application/wasm; set the Content-Type header";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-wasm", detail));
+    }
+    let bytes = body::read(body, gateway.limits.component_bytes_max, gateway.patience()).await?;
+    let deployed = gateway.line.catalog.deploy(&name, bytes).await?;
+    let status = if deployed.created { StatusCode::CREATED } else { StatusCode::OK };
+    let version = deployed.version;
+    let answer = json!({
+        "name": name, "version": version.version, "digest": version.digest, "kind": version.kind.as_str()
+    });
+    Ok((status, Json(answer)).into_response())
+}
+
+pub async fn configure(
+    State(gateway): State<Shared>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name: FunctionName = name.parse()?;
+    let body = body::read(body, CONFIG_BYTES_MAX, gateway.patience()).await?;
+    let config: FunctionConfig = serde_json::from_slice(&body)
+        .map_err(|e| Problem::bad_request("invalid-config", format!("the configuration is not valid: {e}")))?;
+    gateway.line.catalog.configure(&name, config).await?;
+    get(State(gateway), Path(name.to_string())).await
+}
+
+pub async fn list(State(gateway): State<Shared>) -> Response {
+    let view = gateway.line.catalog.view();
+    let items: Vec<_> = view.iter().filter_map(|entry| FunctionView::of(entry)).collect();
+    Json(json!({"items": items, "next": null})).into_response()
+}
+
+pub async fn get(State(gateway): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+    let name: FunctionName = name.parse()?;
+    let view = gateway.line.catalog.view();
+    let entry = view.get(&name).ok_or_else(|| Problem::not_found("function", &name))?;
+    Ok(Json(FunctionView::of(entry)).into_response())
+}
+
+pub async fn versions(State(gateway): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+    let name: FunctionName = name.parse()?;
+    let view = gateway.line.catalog.view();
+    let entry = view.get(&name).ok_or_else(|| Problem::not_found("function", &name))?;
+    Ok(Json(json!({"items": entry.function.versions, "next": null})).into_response())
+}
+
+pub async fn delete(State(gateway): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+    gateway.line.catalog.delete(&name.parse()?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}

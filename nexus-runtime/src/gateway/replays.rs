@@ -1,0 +1,48 @@
+//! Replays over the API.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, header};
+use nexus_core::ids::ReplayId;
+use serde_json::json;
+
+use super::problem::Problem;
+use super::{Shared, body};
+use crate::replay::ReplayRequest;
+
+/// A replay's request has an event's payload in it at most.
+const EXTRA_BYTES: usize = 64 << 10;
+
+pub async fn start(State(gateway): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    // A form of another site cannot send this content type: one more thing between a link and a side effect.
+    let media = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if media.split(';').next().unwrap_or_default().trim() != "application/json" {
+        let detail = "a replay is asked for with content type application/json";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", detail));
+    }
+    let body = body::read(body, gateway.limits.body_bytes_max + EXTRA_BYTES, gateway.patience()).await?;
+    let request: ReplayRequest = serde_json::from_slice(&body)
+        .map_err(|e| Problem::bad_request("invalid-replay", format!("the request is not valid: {e}")))?;
+    let id = gateway.replays.start(request).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"replay_id": id}))).into_response())
+}
+
+pub async fn list(State(gateway): State<Shared>) -> Response {
+    Json(json!({"items": gateway.replays.list(), "next": null})).into_response()
+}
+
+pub async fn get(State(gateway): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let id: ReplayId = id.parse()?;
+    let replay = gateway.replays.get(id).ok_or_else(|| Problem::not_found("replay", id))?;
+    Ok(Json(replay).into_response())
+}
+
+pub async fn abort(State(gateway): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let id: ReplayId = id.parse()?;
+    if !gateway.replays.abort(id) {
+        return Err(Problem::not_found("replay", id));
+    }
+    get(State(gateway), Path(id.to_string())).await
+}

@@ -1,0 +1,203 @@
+//! EVENT, INVOCATION and FUNCTION as the API shows them.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use nexus_core::event::Event;
+use nexus_core::function::FunctionConfig;
+use nexus_core::ids::{Digest, FunctionName, InvocationId, Seq, Version};
+use nexus_core::kernel::KernelAccount;
+use nexus_core::outcome::{
+    Disposition, HostCall, InvocationStatus, LogLine, Outcome, Output, TriggerKind,
+};
+use nexus_core::record::{Cause, Record};
+use nexus_core::trace::TraceId;
+use serde::Serialize;
+
+use crate::catalog::Entry;
+use crate::dispatch::Stage;
+
+/// Where an event stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventStatus {
+    /// Not yet delivered.
+    Pending,
+    /// Being delivered.
+    Running,
+    /// Delivered to all who wanted it, be it nobody.
+    Done,
+    /// Its last attempt failed; it waits to be tried again, or was a call that was answered so.
+    Failed,
+    /// Given up.
+    Dead,
+}
+
+impl EventStatus {
+    /// From what came of it and from where it is on its way.
+    pub fn of(outcomes: &[Outcome], stage: Stage) -> Self {
+        match stage {
+            Stage::InFlight => return Self::Running,
+            Stage::Waiting if outcomes.is_empty() => return Self::Pending,
+            Stage::Waiting | Stage::Settled => {}
+        }
+        let mut last: HashMap<&FunctionName, &Outcome> = HashMap::new();
+        for outcome in outcomes.iter().filter(|o| o.disposition != Disposition::Replayed) {
+            last.insert(&outcome.function, outcome);
+        }
+        let any = |test: fn(&Outcome) -> bool| last.values().any(|o| test(o));
+        if any(|o| o.disposition == Disposition::Dead) {
+            Self::Dead
+        } else if any(|o| o.status != InvocationStatus::Ok) {
+            Self::Failed
+        } else {
+            Self::Done
+        }
+    }
+
+    /// From its name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "pending" => Self::Pending,
+            "running" => Self::Running,
+            "done" => Self::Done,
+            "failed" => Self::Failed,
+            "dead" => Self::Dead,
+            _ => return None,
+        })
+    }
+}
+
+/// An event with what came of it.
+#[derive(Serialize)]
+pub struct EventView {
+    event: Event,
+    seq: Seq,
+    received_at: Timestamp,
+    trace_id: TraceId,
+    status: EventStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<Cause>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<FunctionName>,
+    invocations: Vec<InvocationView>,
+}
+
+impl EventView {
+    pub fn new(record: Record, outcomes: Vec<Outcome>, stage: Stage) -> Self {
+        let entry = record.entry;
+        Self {
+            seq: record.seq,
+            received_at: entry.received_at,
+            trace_id: entry.trace.trace_id,
+            status: EventStatus::of(&outcomes, stage),
+            cause: entry.cause,
+            target: entry.target,
+            event: entry.event,
+            invocations: outcomes.into_iter().map(InvocationView::from).collect(),
+        }
+    }
+}
+
+/// An invocation.
+#[derive(Serialize)]
+pub struct InvocationView {
+    invocation_id: InvocationId,
+    function: FunctionName,
+    version: Version,
+    attempt: u32,
+    trigger: TriggerKind,
+    status: InvocationStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    started_at: Timestamp,
+    duration_ns: u64,
+    init_ns: u64,
+    cold_start: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay_of: Option<InvocationId>,
+    emitted: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<Output>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    host_calls: Vec<HostCall>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logs: Vec<LogLine>,
+    #[serde(skip_serializing_if = "is_zero")]
+    logs_dropped: u64,
+    kernel: KernelAccount,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl From<Outcome> for InvocationView {
+    fn from(o: Outcome) -> Self {
+        let retry_at = match o.disposition {
+            Disposition::Retry { at } => Some(at),
+            _ => None,
+        };
+        Self {
+            invocation_id: o.invocation_id,
+            function: o.function,
+            version: o.version,
+            attempt: o.attempt,
+            trigger: o.trigger,
+            status: o.status,
+            error: o.error,
+            started_at: o.started_at,
+            duration_ns: o.duration_ns,
+            init_ns: o.init_ns,
+            cold_start: o.cold_start,
+            load_ns: o.load_ns,
+            replay_of: o.replay_of,
+            emitted: o.emitted,
+            output: o.output,
+            retry_at,
+            host_calls: o.host_calls,
+            logs: o.logs,
+            logs_dropped: o.logs_dropped,
+            kernel: o.kernel,
+        }
+    }
+}
+
+/// What a function has done since the server started.
+#[derive(Serialize)]
+pub struct FunctionStats {
+    running: u64,
+}
+
+/// A function.
+#[derive(Serialize)]
+pub struct FunctionView<'a> {
+    name: &'a FunctionName,
+    version: Version,
+    digest: Digest,
+    kind: &'static str,
+    config: &'a FunctionConfig,
+    created_at: Timestamp,
+    stats: FunctionStats,
+}
+
+impl<'a> FunctionView<'a> {
+    /// `None` for a function without a version, which deploying never leaves.
+    pub fn of(entry: &'a Entry) -> Option<Self> {
+        let current = entry.function.current()?;
+        let limit = entry.config.limits.concurrency as usize;
+        Some(Self {
+            name: &entry.function.name,
+            version: current.version,
+            digest: current.digest,
+            kind: current.kind.as_str(),
+            config: &entry.config,
+            created_at: current.created_at,
+            stats: FunctionStats { running: limit.saturating_sub(entry.permits.available_permits()) as u64 },
+        })
+    }
+}

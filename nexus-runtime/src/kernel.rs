@@ -1,0 +1,119 @@
+//! The kernel's account in the runtime: loaded where it can be, and said plainly where it cannot.
+
+use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use nexus_collector::{Account, KernelSource, Probes, ProbesConfig, Slots};
+use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
+use nexus_core::mark::{Marker, Unmarked};
+
+use crate::config::KernelWanted;
+
+/// The probes, or why there are none.
+pub struct Kernel {
+    source: KernelSource,
+    probes: Option<Probes>,
+}
+
+impl Kernel {
+    /// Loads the probes as wanted. With [`KernelWanted::Auto`] their absence is a reason that every span carries.
+    pub fn start(wanted: KernelWanted, slow_syscall: Duration) -> anyhow::Result<Self> {
+        let off = |reason: String| Self { source: KernelSource::Off(reason.into()), probes: None };
+        if wanted == KernelWanted::Off {
+            return Ok(off("switched off by configuration".into()));
+        }
+        let config = ProbesConfig { slow_threshold: slow_syscall, ..ProbesConfig::default() };
+        match Probes::load(&config) {
+            Ok(probes) => Ok(Self { source: probes.source(), probes: Some(probes) }),
+            Err(error) if wanted == KernelWanted::Required => Err(error.into()),
+            Err(error) => Ok(off(error.to_string())),
+        }
+    }
+
+    /// How much is watched, and why it is not more.
+    pub fn mode(&self) -> (KernelMode, Option<Cow<'static, str>>) {
+        let (account, _) = Account::new(&self.source, Instant::now()).snapshot();
+        (account.mode, account.reason)
+    }
+
+    /// A new account for one invocation.
+    pub fn account(&self, started: Instant) -> Watch {
+        match &self.source {
+            KernelSource::Off(reason) => Watch::Off(reason.clone()),
+            source => Watch::On(Account::new(source, started)),
+        }
+    }
+
+    /// The slots, for threads to register with.
+    pub fn slots(&self) -> Option<Arc<Slots>> {
+        self.probes.as_ref().map(Probes::slots)
+    }
+
+    /// What the runtime itself made the kernel do, on its registered threads.
+    pub fn runtime_totals(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
+        self.slots().map(|slots| slots.runtime_totals()).unwrap_or_default()
+    }
+
+    /// What the probes themselves could not do, by kind.
+    pub fn failures(&self) -> BTreeMap<&'static str, u64> {
+        let failures = self.probes.as_ref().map(Probes::failures);
+        failures.and_then(Result::ok).unwrap_or_default()
+    }
+}
+
+/// The slots that threads register with when they start: a thread-start hook takes no state, so it looks here.
+static SLOTS: OnceLock<Arc<Slots>> = OnceLock::new();
+
+/// From now on, threads that call [`register_thread`] are known to the probes.
+pub fn publish_slots(kernel: &Kernel) {
+    if let Some(slots) = kernel.slots() {
+        // One process has one set of probes.
+        let _ = SLOTS.set(slots);
+    }
+}
+
+/// Registers the current thread, if there are probes. A thread that finds no slot makes the accounts of what it works
+/// for incomplete, and they say so.
+pub fn register_thread() {
+    if let Some(slots) = SLOTS.get()
+        && let Err(full) = slots.register_thread()
+    {
+        tracing::warn!("{full}");
+    }
+}
+
+/// One invocation's account while it runs.
+pub enum Watch {
+    /// The probes add to it.
+    On(Arc<Account>),
+    /// Nothing is watched, for this reason.
+    Off(Cow<'static, str>),
+}
+
+impl Watch {
+    /// What marks the invocation's polls.
+    pub fn marker(&self) -> Arc<dyn Marker> {
+        match self {
+            Self::On(account) => Arc::new(AccountMarker(account.clone())),
+            Self::Off(_) => Arc::new(Unmarked),
+        }
+    }
+
+    /// What was seen so far.
+    pub fn read(&self) -> (KernelAccount, Vec<SlowSyscall>) {
+        match self {
+            Self::On(account) => account.snapshot(),
+            Self::Off(reason) => (KernelAccount::off(reason.clone()), Vec::new()),
+        }
+    }
+}
+
+struct AccountMarker(Arc<Account>);
+
+impl Marker for AccountMarker {
+    fn marked(&self, work: &mut dyn FnMut()) {
+        self.0.enter(work);
+    }
+}

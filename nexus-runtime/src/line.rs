@@ -1,0 +1,352 @@
+//! The straight line: an event's way through Nexus, in two halves; the log lies between them.
+//!
+//! ```text
+//! accept:   decode -> admit -> append -> durable -> receipt
+//! deliver:  read -> route -> permit -> invoke (slot marked) -> commit the outcome -> emit -> spans closed
+//! ```
+//!
+//! Decoding and admitting are the gateway's, reading and routing the dispatcher's; what lies between is here. Replay
+//! drives [`Line::deliver`] too. There is no second way to run a function.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nexus_core::clock::Clock;
+use nexus_core::event::{Draft, Event, ExtensionValue};
+use nexus_core::function::FunctionVersion;
+use nexus_core::ids::{FunctionName, InvocationId, ReplayId, Version};
+use nexus_core::kernel::KernelAccount;
+use nexus_core::outcome::{Disposition, InvocationStatus, Outcome, TriggerKind};
+use nexus_core::record::{Cause, DEPTH_MAX, NewRecord, Record};
+use nexus_core::trace::{SpanId, TraceContext};
+use nexus_engine::{Answer, Finished, HttpRequest, Invocation, Request};
+use nexus_log::{Commit, Receipt, Storage, StorageError};
+
+use crate::catalog::{Catalog, Entry};
+use crate::kernel::Kernel;
+use crate::output;
+use crate::telemetry::{Telemetry, spans};
+
+/// How long an outcome that storage will not take now is held and offered again, before the event is left to be
+/// delivered again.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Everything that an event meets on its way.
+pub struct Line {
+    /// Where events and outcomes are.
+    pub storage: Storage,
+    /// What is deployed.
+    pub catalog: Arc<Catalog>,
+    /// Who counts what the kernel does.
+    pub kernel: Arc<Kernel>,
+    /// Who is told.
+    pub telemetry: Arc<Telemetry>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// An event that was decoded and admitted.
+pub struct Incoming {
+    /// The event.
+    pub event: Event,
+    /// The trace that it came with: by a header, which counts before its own `traceparent` extension.
+    pub parent: Option<TraceContext>,
+    /// The one function that it is addressed to.
+    pub target: Option<FunctionName>,
+}
+
+/// An event on its way to one function.
+pub struct Delivery {
+    /// The event.
+    pub record: Arc<Record>,
+    /// The function.
+    pub entry: Arc<Entry>,
+    /// The version of it to run.
+    pub version: FunctionVersion,
+    /// Counted from 1.
+    pub attempt: u32,
+    /// What made it happen.
+    pub trigger: TriggerKind,
+    /// The HTTP request as it came, with the headers that the log does not keep.
+    pub http: Option<HttpRequest>,
+    /// Whether this is a replay, and of what.
+    pub replay: Option<Replay>,
+}
+
+/// A delivery that replays.
+#[derive(Clone, Copy, Debug)]
+pub struct Replay {
+    /// The invocation that is replayed, if the function had run before.
+    pub of: Option<InvocationId>,
+    /// The replay that asked for it.
+    pub id: ReplayId,
+}
+
+/// What a delivery came to, after it is durable.
+pub struct Delivered {
+    /// What the log holds.
+    pub outcome: Outcome,
+    /// What the function gave back, whole.
+    pub answer: Answer,
+}
+
+impl Line {
+    /// The first half: what returns is durable.
+    pub async fn accept(&self, incoming: Vec<Incoming>) -> Result<(Vec<NewRecord>, Vec<Receipt>), StorageError> {
+        let began = Instant::now();
+        let received_at = self.clock.now();
+        let records: Vec<NewRecord> = incoming.into_iter().map(|i| i.into_record(received_at)).collect();
+        let receipts = self.storage.log.append(records.clone()).await?;
+        self.telemetry.accepted(&records, &receipts, began.elapsed());
+        Ok((records, receipts))
+    }
+
+    /// The second half: runs one function on one event, and returns when what came of it is durable. An error means
+    /// that the outcome could not be written: the event is not done.
+    pub async fn deliver(&self, delivery: Delivery) -> Result<Delivered, StorageError> {
+        let delivered_at = self.clock.now();
+        let invocation_id = InvocationId::generate();
+        let permit = delivery.entry.permits.clone().acquire_owned().await;
+        let (finished, kernel, slow_syscalls, cold, started_at);
+        match self.catalog.ready(&delivery.entry, &delivery.version).await {
+            Ok(ready) => {
+                cold = ready.cold;
+                started_at = self.clock.now();
+                let started = Instant::now();
+                let watch = self.kernel.account(started);
+                let invocation = self.invocation(&delivery, invocation_id, started, watch.marker());
+                finished = ready.loaded.invoke(invocation).await;
+                (kernel, slow_syscalls) = watch.read();
+            }
+            Err(error) => {
+                (cold, started_at) = (None, self.clock.now());
+                finished = denied(format!("the function cannot be loaded: {error}"));
+                (kernel, slow_syscalls) = (KernelAccount::off("the function did not run"), Vec::new());
+            }
+        }
+        drop(permit);
+        let mut outcome = Outcome {
+            invocation_id,
+            seq: delivery.record.seq,
+            function: delivery.entry.function.name.clone(),
+            version: delivery.version.version,
+            attempt: delivery.attempt,
+            trigger: delivery.trigger,
+            status: finished.status,
+            error: finished.error,
+            delivered_at,
+            started_at,
+            duration_ns: nanos(finished.duration),
+            init_ns: nanos(finished.init),
+            cold_start: cold.is_some(),
+            load_ns: cold.map(nanos),
+            replay_of: delivery.replay.and_then(|r| r.of),
+            replay_id: delivery.replay.map(|r| r.id),
+            emitted: Vec::new(),
+            output: output::kept(&finished.answer),
+            disposition: Disposition::Done,
+            host_calls: finished.host_calls,
+            logs: finished.logs,
+            logs_dropped: finished.logs_dropped,
+            kernel,
+            slow_syscalls,
+        };
+        let emitted = match self.fill_in(&delivery, invocation_id, finished.emitted) {
+            Ok(emitted) => emitted,
+            Err(why) => {
+                (outcome.status, outcome.error) = (InvocationStatus::Error, Some(why));
+                Vec::new()
+            }
+        };
+        outcome.emitted = emitted.iter().map(|r| r.event.id.clone()).collect();
+        outcome.disposition = disposition(&delivery, &outcome, finished.permanent, self.clock.now());
+        self.commit(&delivery.record, outcome.clone(), emitted).await?;
+        Ok(Delivered { outcome, answer: finished.answer })
+    }
+
+    /// Ends a delivery that no function can take: it was deleted.
+    pub async fn give_up(&self, record: &Record, name: FunctionName, attempt: u32) -> Result<(), StorageError> {
+        let now = self.clock.now();
+        let outcome = Outcome {
+            invocation_id: InvocationId::generate(),
+            seq: record.seq,
+            error: Some(format!("there is no function `{name}` any more")),
+            function: name,
+            version: Version(0),
+            attempt,
+            trigger: TriggerKind::Pubsub,
+            status: InvocationStatus::Denied,
+            delivered_at: now,
+            started_at: now,
+            duration_ns: 0,
+            init_ns: 0,
+            cold_start: false,
+            load_ns: None,
+            replay_of: None,
+            replay_id: None,
+            emitted: Vec::new(),
+            output: None,
+            disposition: Disposition::Dead,
+            host_calls: Vec::new(),
+            logs: Vec::new(),
+            logs_dropped: 0,
+            kernel: KernelAccount::off("the function did not run"),
+            slow_syscalls: Vec::new(),
+        };
+        self.commit(record, outcome, Vec::new()).await
+    }
+
+    /// Writes the outcome and the emitted events as one. The function has run: where storage will not take its outcome
+    /// now, offering it again is better than running the function again.
+    async fn commit(&self, record: &Record, outcome: Outcome, emitted: Vec<NewRecord>) -> Result<(), StorageError> {
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(10);
+        let receipts = loop {
+            let commit = Commit { outcome: outcome.clone(), emitted: emitted.clone() };
+            match self.storage.log.commit(commit).await {
+                Ok(receipts) => break receipts,
+                Err(error) if error.is_retryable() && began.elapsed() + pause < COMMIT_PATIENCE => {
+                    tracing::warn!(event_id = record.entry.event.id, %error, "outcome not yet durable");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        self.telemetry.accepted(&emitted, &receipts, began.elapsed());
+        self.telemetry.delivered(record, &outcome, began.elapsed());
+        Ok(())
+    }
+
+    fn invocation(
+        &self,
+        delivery: &Delivery,
+        id: InvocationId,
+        started: Instant,
+        marker: Arc<dyn nexus_core::mark::Marker>,
+    ) -> Invocation {
+        let record = &delivery.record;
+        let trace = record.entry.trace.at(spans::invoke_span(id));
+        let request = match (&delivery.http, delivery.version.kind) {
+            (Some(http), nexus_core::function::FunctionKind::WasiHttp) => {
+                let mut http = http.clone();
+                if let Ok(value) = trace.traceparent().parse() {
+                    http.headers.insert("traceparent", value);
+                }
+                Request::Http(http)
+            }
+            _ => Request::Event(Arc::new(as_seen(&record.entry.event, &delivery.entry.function.name, &trace))),
+        };
+        let on_line = self.telemetry.on_line(record, &delivery.entry.function.name, id);
+        Invocation { id, request, config: delivery.entry.config.clone(), trace, marker, started, on_line: Some(on_line) }
+    }
+
+    /// Makes whole events of what the function emitted. Their ids follow from the cause, so that the same event tried
+    /// again emits the same ones, and the log takes them once.
+    fn fill_in(&self, delivery: &Delivery, id: InvocationId, drafts: Vec<Draft>) -> Result<Vec<NewRecord>, String> {
+        if drafts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let record = &delivery.record;
+        let depth = record.entry.cause.map_or(0, |c| c.depth) + 1;
+        if depth > DEPTH_MAX {
+            return Err(format!(
+                "emitted nothing: {DEPTH_MAX} causes lead to this event already. Does the function answer its own events?"
+            ));
+        }
+        let function = &delivery.entry.function.name;
+        let received_at = self.clock.now();
+        let invoke = record.entry.trace.at(spans::invoke_span(id));
+        let fill = |(index, mut draft): (usize, Draft)| {
+            let cause = match delivery.replay {
+                // A replay is a new run in its own right: what it emits is not what the first run emitted.
+                Some(_) => format!("{id} {index}"),
+                None => {
+                    let event = &record.entry.event;
+                    format!("{} {} {function} {index}", event.source, event.id)
+                }
+            };
+            draft.specversion.get_or_insert_with(|| "1.0".into());
+            draft.default_to("id", || nexus_core::ids::Digest::of(cause.as_bytes()).hex()[..32].to_owned());
+            draft.default_to("source", || format!("/functions/{function}"));
+            draft.default_to("time", || received_at.to_string());
+            draft.default_to("traceparent", || invoke.traceparent());
+            let event = draft.finish().map_err(|e| format!("emitted event {index}: {e}"))?;
+            Ok(NewRecord {
+                received_at,
+                trace: invoke.at(SpanId::generate()),
+                parent_span: Some(invoke.span_id),
+                cause: Some(Cause { seq: record.seq, invocation_id: id, depth }),
+                target: None,
+                event,
+            })
+        };
+        drafts.into_iter().enumerate().map(fill).collect()
+    }
+}
+
+impl Incoming {
+    fn into_record(self, received_at: jiff::Timestamp) -> NewRecord {
+        let Self { event, parent, target } = self;
+        let parent = parent.or_else(|| {
+            let mut parent = TraceContext::parse(event.extension_str("traceparent")?).ok()?;
+            parent.tracestate = event.extension_str("tracestate").filter(|s| s.len() <= 512).map(str::to_owned);
+            Some(parent)
+        });
+        let span = SpanId::generate();
+        let (trace, parent_span) = match parent {
+            Some(parent) => (parent.at(span), Some(parent.span_id)),
+            None => {
+                let trace_id = nexus_core::trace::TraceId::generate();
+                (TraceContext { trace_id, span_id: span, sampled: true, tracestate: None }, None)
+            }
+        };
+        NewRecord { received_at, trace, parent_span, cause: None, target, event }
+    }
+}
+
+/// The event as the function sees it: with the trace it is in, and with a key that is the same for every attempt.
+fn as_seen(event: &Event, function: &FunctionName, trace: &TraceContext) -> Event {
+    let mut seen = event.clone();
+    let mut set = |name: &str, value: String| {
+        seen.extensions.entry(name.to_owned()).or_insert(ExtensionValue::String(value));
+    };
+    set("traceparent", trace.traceparent());
+    let cause = format!("{} {} {function}", event.source, event.id);
+    set("idempotencykey", nexus_core::ids::Digest::of(cause.as_bytes()).hex()[..32].to_owned());
+    seen
+}
+
+/// What happens next. An HTTP call is over when it was answered; a replay changes nothing.
+fn disposition(delivery: &Delivery, outcome: &Outcome, permanent: bool, now: jiff::Timestamp) -> Disposition {
+    if delivery.replay.is_some() {
+        return Disposition::Replayed;
+    }
+    if outcome.status == InvocationStatus::Ok || delivery.trigger == TriggerKind::Http {
+        return Disposition::Done;
+    }
+    let again = delivery.entry.config.retry.after(delivery.attempt, rand::random());
+    match again.filter(|_| !permanent).map(|wait| now.checked_add(wait)) {
+        Some(Ok(at)) => Disposition::Retry { at },
+        Some(Err(_)) | None => Disposition::Dead,
+    }
+}
+
+fn denied(error: String) -> Finished {
+    Finished {
+        status: InvocationStatus::Denied,
+        error: Some(error),
+        permanent: false,
+        answer: Answer::default(),
+        emitted: Vec::new(),
+        host_calls: Vec::new(),
+        logs: Vec::new(),
+        logs_dropped: 0,
+        init: Duration::ZERO,
+        duration: Duration::ZERO,
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

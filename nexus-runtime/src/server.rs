@@ -1,0 +1,205 @@
+//! The whole program in one place: what is made, in which order, and how it ends.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use nexus_core::clock::SystemClock;
+use nexus_core::kernel::SyscallStats;
+use nexus_engine::{Engine, EngineConfig};
+use nexus_log::embedded::{self, Embedded, EmbeddedConfig};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
+
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::dispatch::Dispatcher;
+use crate::gateway::{self, Gateway};
+use crate::kernel::Kernel;
+use crate::line::Line;
+use crate::replay::Replays;
+use crate::telemetry::{Exporter, RuntimeView, Telemetry};
+
+/// How often retention looks for what is too old or too much.
+const RETENTION_PERIOD: Duration = Duration::from_secs(30);
+
+/// A server that is ready.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What is deployed, for whoever deploys from a folder.
+    pub catalog: Arc<Catalog>,
+    config: Config,
+    stop: CancellationToken,
+    storage: Embedded,
+    dispatcher: Arc<Dispatcher>,
+    telemetry: Arc<Telemetry>,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Opens the data directory, starts every part, and listens. Everything ends when `stop` is cancelled and
+    /// [`Server::run_to_end`] returns.
+    pub async fn start(config: Config, kernel: Arc<Kernel>, stop: CancellationToken) -> anyhow::Result<Self> {
+        // The address first: a port in use should not cost the opening of a large log.
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}; choose another address with --listen", config.listen))?;
+        let address = listener.local_addr()?;
+        let hours = |h: u64| Duration::from_secs(h * 3600);
+        let mut storage_config = EmbeddedConfig::new(config.data_dir.join("log"));
+        storage_config.retention.max_age = config.retention.age_hours_max.map(hours);
+        storage_config.retention.max_bytes = config.retention.size_mib_max.map(|m| m << 20);
+        storage_config.dedup_window = hours(config.retention.dedup_hours);
+        storage_config.reserve_bytes = config.limits.disk_reserve_mib << 20;
+        let storage = embedded::open(storage_config).await?;
+        let mut engine_config = EngineConfig::new(config.data_dir.join("compiled"));
+        engine_config.instances_max = config.limits.instances_max;
+        let engine = Engine::start(engine_config)?;
+        let catalog = Catalog::open(storage.storage(), engine, config.mounts_allowed.clone()).await?;
+        let telemetry = Telemetry::new(Exporter::start(&config.otlp)?);
+        let line = Arc::new(Line {
+            storage: storage.storage(),
+            catalog: catalog.clone(),
+            kernel: kernel.clone(),
+            telemetry: telemetry.clone(),
+            clock: Arc::new(SystemClock),
+        });
+        let tasks = TaskTracker::new();
+        let dispatcher = Dispatcher::new(line.clone(), config.limits.in_flight_kib_max, stop.clone());
+        let looked =
+            Looked { dispatcher: dispatcher.clone(), kernel: kernel.clone(), telemetry: Arc::downgrade(&telemetry) };
+        telemetry.metrics.attach(Arc::new(looked));
+        tasks.spawn(until_stopped("dispatcher", dispatcher.clone().run(), stop.clone()));
+        tasks.spawn(retain(line.clone(), stop.clone()));
+        let gateway = Arc::new(Gateway {
+            replays: Replays::new(line.clone(), tasks.clone(), stop.clone()),
+            line,
+            dispatcher: dispatcher.clone(),
+            limits: config.limits.clone(),
+            stop: stop.clone(),
+            requests: Semaphore::new(config.limits.requests_max),
+        });
+        tasks.spawn(accept(listener, gateway, config.clone(), stop.clone()));
+        let (mode, reason) = kernel.mode();
+        tracing::info!(%address, data_dir = %config.data_dir.display(), kernel = mode.as_str(), reason = reason.as_deref(), "ready");
+        Ok(Self { address, catalog, config, stop, storage, dispatcher, telemetry, tasks })
+    }
+
+    /// Waits for the stop, lets what runs come to its end, and closes everything in order.
+    pub async fn run_to_end(self) -> anyhow::Result<()> {
+        self.stop.cancelled().await;
+        tracing::info!("stopping; a second signal ends at once");
+        let patience = self.config.drain_timeout();
+        self.tasks.close();
+        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some requests were cut off after {} s", patience.as_secs());
+        }
+        if !self.dispatcher.drain(patience).await {
+            tracing::warn!("some deliveries were cut off; they are delivered again at the next start");
+        }
+        self.telemetry.close().await;
+        self.storage.close().await.context("closing the log")?;
+        Ok(())
+    }
+}
+
+/// What the metrics page looks up. The telemetry owns the page, so it is held weakly.
+struct Looked {
+    dispatcher: Arc<Dispatcher>,
+    kernel: Arc<Kernel>,
+    telemetry: std::sync::Weak<Telemetry>,
+}
+
+impl RuntimeView for Looked {
+    fn queue(&self) -> (u64, u64) {
+        (self.dispatcher.depth(), self.dispatcher.parked() as u64)
+    }
+
+    fn runtime_syscalls(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
+        self.kernel.runtime_totals()
+    }
+
+    fn spans_dropped(&self) -> Option<u64> {
+        self.telemetry.upgrade()?.spans_dropped()
+    }
+}
+
+/// Runs a part that should only end when it is told to. If it ends by itself, everything stops: half a server is worse
+/// than none.
+async fn until_stopped<E: std::fmt::Display>(
+    name: &'static str,
+    part: impl Future<Output = Result<(), E>>,
+    stop: CancellationToken,
+) {
+    if let Err(error) = part.await {
+        tracing::error!(%error, "{name} failed; stopping");
+    } else if !stop.is_cancelled() {
+        tracing::error!("{name} ended; stopping");
+    }
+    stop.cancel();
+}
+
+async fn retain(line: Arc<Line>, stop: CancellationToken) {
+    let mut period = tokio::time::interval(RETENTION_PERIOD);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = period.tick() => {}
+        }
+        match line.storage.log.retain().await {
+            Ok(0) => {}
+            Ok(events) => tracing::info!(events, "retention took the oldest events"),
+            Err(error) => tracing::warn!(%error, "retention failed; trying again later"),
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, gateway: Arc<Gateway>, config: Config, stop: CancellationToken) {
+    let connections = Arc::new(Semaphore::new(config.limits.connections_max));
+    let router = gateway::router(gateway);
+    let graceful = GracefulShutdown::new();
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(config.limits.read_timeout_s));
+    http.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+    loop {
+        let Ok(place) = connections.clone().acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, mostly: the connections that there are will end.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        // Small answers should not wait for more; if it cannot be set, they are only slower.
+        let _ = stream.set_nodelay(true);
+        let service = router.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            service.clone().call(request.map(axum::body::Body::new))
+        });
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(error) = connection.await {
+                tracing::debug!(error, "connection ended");
+            }
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
