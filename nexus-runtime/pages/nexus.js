@@ -14,14 +14,18 @@ export function el(tag, props = {}, ...children) {
     else if (name === "data") Object.assign(node.dataset, value);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
 
 export const $ = (id) => document.getElementById(id);
 
-/** Text that came from outside: in a fixed-width font, and kept from turning the text around it (bidi). */
-export const outside = (text, props = {}) => el("bdi", { ...props, class: `outside ${props.class ?? ""}`.trim(), text });
+// Characters that turn the direction of text, or are none: an id must not look like another one.
+const UNSEEN = /[\p{Cc}\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/gu;
+const seen = (c) => `\u27e8U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}\u27e9`;
+
+/** Text that came from outside: in a fixed-width font, apart from the text around it, with nothing unseen in it. */
+export const outside = (text) => el("bdi", { class: "outside", text: String(text).replace(UNSEEN, seen) });
 
 /** A refusal or failure, in words that can be shown. */
 export class ApiError extends Error {
@@ -115,11 +119,11 @@ export function ago(iso) {
 }
 
 /** A time as it is on the clock here. */
-export function clock(iso, { day = true } = {}) {
+export function clock(iso, { seconds = false } = {}) {
   const date = new Date(iso);
   if (Number.isNaN(date.getTime())) return outside(String(iso));
   const text = absolute(date);
-  return el("time", { datetime: iso, title: iso, text: day ? text : text.slice(11) });
+  return el("time", { datetime: iso, title: iso, text: seconds ? text.slice(0, 19) : text });
 }
 
 setInterval(() => {
@@ -147,6 +151,16 @@ export function badge(status, title = null) {
 }
 
 const part = encodeURIComponent;
+
+/** The id in this page's path, `/trace/{id}` or `/replay/{id}`. */
+export function idInPath() {
+  const text = location.pathname.split("/")[2] ?? "";
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // not an encoding: then it is as it is
+  }
+}
 
 export const links = {
   trace: (trace, anchor = "") => `/trace/${part(trace)}${anchor}`,
@@ -195,7 +209,7 @@ export function sources(id, list, href) {
   return el(
     "div",
     {},
-    el("p", { text: `Several sources sent an event with the id ${id}. Which one is meant?` }),
+    el("p", {}, "Several sources sent an event with the id ", outside(id), ". Which one is meant?"),
     el("ul", {}, list.map((source) => el("li", {}, el("a", { href: href(id, source) }, outside(source))))),
   );
 }

@@ -56,10 +56,15 @@ impl Kernel {
         self.slots().map(|slots| slots.runtime_totals()).unwrap_or_default()
     }
 
-    /// What the probes themselves could not do, by kind.
-    pub fn failures(&self) -> BTreeMap<&'static str, u64> {
-        let failures = self.probes.as_ref().map(Probes::failures);
-        failures.and_then(Result::ok).unwrap_or_default()
+    /// Hands on what the probes have to say, and returns what they could not do, by kind. `None` without probes.
+    pub fn failures(&self) -> Option<BTreeMap<&'static str, u64>> {
+        match self.probes.as_ref()?.failures() {
+            Ok(failures) => Some(failures),
+            Err(error) => {
+                tracing::warn!(%error, "the probes' own counters cannot be read");
+                None
+            }
+        }
     }
 }
 

@@ -32,6 +32,9 @@ use crate::telemetry::{Exporter, RuntimeView, Telemetry};
 /// How often retention looks for what is too old or too much.
 const RETENTION_PERIOD: Duration = Duration::from_secs(30);
 
+/// How often the probes are asked what they have to say.
+const PROBES_PERIOD: Duration = Duration::from_secs(5);
+
 /// A server that is ready.
 pub struct Server {
     /// Where it listens.
@@ -81,6 +84,7 @@ impl Server {
         telemetry.metrics.attach(Arc::new(looked));
         tasks.spawn(until_stopped("dispatcher", dispatcher.clone().run(), stop.clone()));
         tasks.spawn(retain(line.clone(), stop.clone()));
+        tasks.spawn(listen_to_probes(kernel.clone(), stop.clone()));
         let gateway = Arc::new(Gateway {
             replays: Replays::new(line.clone(), tasks.clone(), stop.clone()),
             line,
@@ -161,6 +165,24 @@ async fn retain(line: Arc<Line>, stop: CancellationToken) {
             Ok(events) => tracing::info!(events, "retention took the oldest events"),
             Err(error) => tracing::warn!(%error, "retention failed; trying again later"),
         }
+    }
+}
+
+/// The probes' messages become log lines, and what they could not do is said when it grows.
+async fn listen_to_probes(kernel: Arc<Kernel>, stop: CancellationToken) {
+    let mut period = tokio::time::interval(PROBES_PERIOD);
+    let mut before = 0;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = period.tick() => {}
+        }
+        let Some(failures) = kernel.failures() else { return };
+        let now = failures.values().sum();
+        if now > before {
+            tracing::warn!(?failures, "the probes missed something; accounts of that time are not complete");
+        }
+        before = now;
     }
 }
 

@@ -1,1 +1,8 @@
-//! Black-box tests
+//! What the black-box tests have in common: the program as a process, a client, and receivers that are real.
+
+pub mod otlp;
+pub mod privilege;
+pub mod receiver;
+pub mod server;
+
+pub use server::{Cli, Server, ServerBuilder};

@@ -1,6 +1,6 @@
 //! What durable appends cost: the embedded log, and beside it what could be under it, each behind the same group commit.
 //!
-//! `cargo run --release -p nexus-log --example append_bench [seconds for each row, 3] [directory, the temporary one]`
+//! `cargo run --release -p nexus-log --example append_bench [seconds for each row, 3] [directory, the temporary one] [only stores named so]`
 //!
 //! Rows run in turn in the same process and on the same disk, each in a directory of its own. Clients are tasks that send
 //! the next append when the last is durable. `raw file` is the ceiling: the same groups, one `write` and one `fdatasync`.
@@ -28,17 +28,25 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let seconds = Duration::from_secs(arguments.next().map_or(Ok(3), |text| text.parse()).context("seconds")?);
     let base = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
+    let only = arguments.next().unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     println!("| {:<22} | {:>7} | {:>5} | {:>9} | {:>11} | {:>9} | {:>9} | {:>10} |", "store", "clients", "batch", "events/s", "events/sync", "p50 µs", "p99 µs", "CPU µs/ev");
     println!("|{:-<24}|{:->9}|{:->7}|{:->11}|{:->13}|{:->11}|{:->11}|{:->12}|", "", "", "", "", "", "", "", "");
     for (clients, batch) in LOADS {
         let load = Load { clients, batch, seconds };
-        runtime.block_on(embedded(&load, &base))?;
-        runtime.block_on(grouped("raw file", &load, &base, |path| Ok(Box::new(RawFile::new(path)?))))?;
-        runtime.block_on(grouped("fjall, 1 table", &load, &base, |path| Ok(Box::new(Fjall::new(path, false)?))))?;
-        runtime.block_on(grouped("fjall, 3 tables", &load, &base, |path| Ok(Box::new(Fjall::new(path, true)?))))?;
-        runtime.block_on(grouped("redb, 1 table", &load, &base, |path| Ok(Box::new(Redb::new(path, false)?))))?;
-        runtime.block_on(grouped("redb, 3 tables", &load, &base, |path| Ok(Box::new(Redb::new(path, true)?))))?;
+        if "embedded".starts_with(&only) {
+            runtime.block_on(embedded(&load, &base))?;
+        }
+        let backends: [(&str, Make); 5] = [
+            ("raw file", |path| Ok(Box::new(RawFile::new(path)?))),
+            ("fjall, 1 table", |path| Ok(Box::new(Fjall::new(path, false)?))),
+            ("fjall, 3 tables", |path| Ok(Box::new(Fjall::new(path, true)?))),
+            ("redb, 1 table", |path| Ok(Box::new(Redb::new(path, false)?))),
+            ("redb, 3 tables", |path| Ok(Box::new(Redb::new(path, true)?))),
+        ];
+        for (name, make) in backends.into_iter().filter(|(name, _)| name.starts_with(&only)) {
+            runtime.block_on(grouped(name, &load, &base, make))?;
+        }
     }
     runtime.block_on(reads(&base))
 }
@@ -163,6 +171,8 @@ async fn reads(base: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+type Make = fn(&Path) -> anyhow::Result<Box<dyn Backend>>;
+
 /// What can be put under the group commit.
 trait Backend: Send {
     /// Writes events durably; the first has the place `first`.
@@ -197,7 +207,7 @@ async fn grouped(
     name: &str,
     load: &Load,
     base: &Path,
-    make: impl FnOnce(&Path) -> anyhow::Result<Box<dyn Backend>>,
+    make: Make,
 ) -> anyhow::Result<()> {
     let directory = tempfile::tempdir_in(base)?;
     let mut backend = make(directory.path())?;
@@ -217,7 +227,7 @@ async fn grouped(
             backend.write(next, &events)?;
             next += events.len() as u64;
             groups += 1;
-            answers.into_iter().for_each(|answer| drop(answer.send(())));
+            answers.into_iter().for_each(|answer| answer.send(()).unwrap_or_default());
         }
     });
     let cpu = cpu_seconds();

@@ -12,14 +12,15 @@ use nexus_log::conformance::{Settings, numbered, outcome};
 use nexus_log::embedded::{Embedded, EmbeddedConfig, open};
 use nexus_log::{Commit, Log, StorageError};
 
-/// A file system of 64 MiB in memory, while it lives.
+/// A small file system in memory, while it lives.
 struct Small(tempfile::TempDir);
 
 impl Small {
-    fn mount() -> Option<Self> {
+    fn mount(mebibytes: usize) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a directory");
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=64m", "nexus-log-test"]).arg(directory.path());
+        let size = format!("size={mebibytes}m");
+        mount.args(["-t", "tmpfs", "-o", &size, "nexus-log-test"]).arg(directory.path());
         match mount.stdout(Stdio::null()).stderr(Stdio::null()).status() {
             Ok(status) if status.success() => Some(Self(directory)),
             other => {
@@ -64,7 +65,7 @@ async fn fill(log: &dyn Log, settings: &Settings) -> (Vec<String>, StorageError)
             Err(error) => return (taken, error),
         }
     }
-    panic!("64 MiB hold no 2,000 events of 64 KiB")
+    panic!("2,000 events of 64 KiB found room")
 }
 
 async fn ids(log: &dyn Log) -> Vec<String> {
@@ -79,7 +80,7 @@ async fn ids(log: &dyn Log) -> Vec<String> {
 
 #[tokio::test]
 async fn appends_stop_at_the_reserve_and_go_on_when_there_is_room() {
-    let Some(small) = Small::mount() else { return };
+    let Some(small) = Small::mount(64) else { return };
     let settings = Settings::default();
     let ballast = small.ballast(24);
     let handle = opened(&small, 8 << 20).await;
@@ -106,10 +107,21 @@ async fn appends_stop_at_the_reserve_and_go_on_when_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_write_that_fails_is_not_acknowledged_and_the_store_recovers() {
-    let Some(small) = Small::mount() else { return };
+async fn the_store_recovers_when_the_journal_found_no_room() {
+    recovers(64, 44).await;
+}
+
+/// The memtable fills up and is written out in the background, beside the journal that holds the same.
+#[tokio::test]
+async fn the_store_recovers_when_a_table_found_no_room() {
+    recovers(192, 150).await;
+}
+
+/// A write that fails is not acknowledged, loses nothing, and when there is room again the same handle goes on.
+async fn recovers(mebibytes: usize, ballast_mebibytes: usize) {
+    let Some(small) = Small::mount(mebibytes) else { return };
     let settings = Settings::default();
-    let ballast = small.ballast(24);
+    let ballast = small.ballast(ballast_mebibytes);
     // Without a reserve the disk itself says no, in the middle of a write.
     let handle = opened(&small, 0).await;
     let log = handle.storage().log;

@@ -15,7 +15,7 @@ pub struct Problem {
     status: StatusCode,
     /// The last part of the `type`, `urn:nexus:problem:…`.
     kind: &'static str,
-    detail: String,
+    pub(super) detail: String,
     retry_after_s: Option<u32>,
     more: Vec<(&'static str, Value)>,
 }

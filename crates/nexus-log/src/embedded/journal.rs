@@ -14,13 +14,12 @@
 //! from one that was never fully written. The layout is that of the library's format 3; the version file is
 //! checked, and a journal of another version is left to the library.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::fs::OpenOptions;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::directory;
 use crate::contract::StorageError;
 
 /// Ends a batch, and begins the version file.
@@ -72,25 +71,17 @@ pub(super) fn check(database: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
-/// Writes the newest journal anew, so that what the system's cache shows of it is on the disk.
+/// Writes the newest journal anew in its place, byte for byte, so that what the system's cache shows of it is on the disk.
 pub(super) fn rewrite_newest(database: &Path) -> std::io::Result<()> {
     let Some(path) = journals(database)?.pop() else { return Ok(()) };
+    let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
     let mut bytes = Vec::new();
-    File::open(&path)?.read_to_end(&mut bytes)?;
-    // The zeros that the library allocates ahead need no copy.
+    file.read_to_end(&mut bytes)?;
+    // The zeros that the library sets aside need not be written; where the disk is full they could not be.
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    let fresh = path.with_extension("rewritten");
-    let written = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&fresh)?;
-        file.write_all(&bytes[..used])?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, &path)?;
-        directory::sync(database)
-    };
-    written().inspect_err(|_| {
-        // It is in nobody's way but takes room.
-        let _ = std::fs::remove_file(&fresh);
-    })
+    file.rewind()?;
+    file.write_all(&bytes[..used])?;
+    file.sync_all()
 }
 
 /// The journals, oldest first.

@@ -124,3 +124,87 @@ impl Search {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use nexus_core::event::Data;
+    use nexus_core::outcome::Disposition;
+
+    use super::*;
+    use crate::conformance::{Settings, numbered, outcome};
+    use crate::contract::{Commit, Retention};
+    use crate::embedded::{Embedded, EmbeddedConfig, open};
+
+    async fn opened(path: &Path) -> Embedded {
+        let retention = Retention { max_age: None, max_bytes: Some(0) };
+        open(EmbeddedConfig { retention, reserve_bytes: 0, ..EmbeddedConfig::new(path) }).await.expect("open")
+    }
+
+    /// Bytes of tables, once everything in memory is written out; and entries of every index.
+    async fn stored(handle: &Embedded) -> (u64, [usize; 4]) {
+        let look = |_: &Shared, store: &Store| {
+            let tables = [&store.events, &store.outcomes, &store.ids, &store.traces, &store.meta];
+            for table in tables {
+                table.rotate_memtable_and_wait().map_err(failed)?;
+            }
+            let count = |table: &fjall::Keyspace| table.len().map_err(failed);
+            let entries = [count(&store.outcomes)?, count(&store.ids)?, count(&store.traces)?, count(&store.meta)?];
+            Ok((store.events.disk_space() + store.outcomes.disk_space(), entries))
+        };
+        handle.shared.read(look).await.expect("look")
+    }
+
+    #[tokio::test]
+    async fn space_comes_back_and_no_index_entry_is_left() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let settings = Settings::default();
+        let mut handle = opened(directory.path()).await;
+        let (_, empty) = stored(&handle).await;
+        assert_eq!(empty, [0; 4]);
+        // Several tables, each of more than one block, and one parked event in the middle.
+        for part in 0..4_u64 {
+            let log = handle.storage().log;
+            for n in 0..15 {
+                let mut batch: Vec<_> = (0..100).map(|m| numbered(&settings, part * 1500 + n * 100 + m)).collect();
+                for record in &mut batch {
+                    record.event.data = Some(Data::Binary(rand::random::<[u8; 900]>().to_vec().into()));
+                }
+                log.append(batch).await.expect("append");
+            }
+            let (seq, disposition) = (Seq(part * 1500 + 700), Disposition::Retry { at: crate::conformance::start() });
+            let disposition = if part == 1 { disposition } else { Disposition::Done };
+            log.commit(Commit { outcome: outcome(seq, 1, disposition), emitted: vec![] }).await.expect("commit");
+            stored(&handle).await;
+        }
+        let (full, _) = stored(&handle).await;
+        let log = handle.storage().log;
+        log.advance(Seq(5_001)).await.expect("advance");
+        assert_eq!(log.retain().await.expect("retain"), 4_999);
+        let left: Vec<u64> = log.read(Seq(1), 4096).await.expect("read").iter().map(|record| record.seq.0).collect();
+        assert_eq!(left, std::iter::once(2_200).chain(5_001..=6_000).collect::<Vec<_>>());
+
+        // The parked one is done with: nothing is left before the mark, and whole files go.
+        let done = outcome(Seq(2_200), 2, Disposition::Done);
+        log.commit(Commit { outcome: done, emitted: vec![] }).await.expect("commit");
+        assert_eq!(log.retain().await.expect("retain"), 1);
+        let (less, _) = stored(&handle).await;
+        assert!(less < full / 2, "{less} of {full} bytes are left");
+
+        // What a journal brings back at opening stays out of sight.
+        handle.close().await.expect("close");
+        handle = opened(directory.path()).await;
+        let log = handle.storage().log;
+        assert_eq!(log.read(Seq(1), 1).await.expect("read")[0].seq, Seq(5_001));
+        assert_eq!(log.get(Seq(1)).await.expect("get"), None);
+        log.advance(Seq(6_001)).await.expect("advance");
+        assert_eq!(log.retain().await.expect("retain"), 1_000);
+        let (least, [outcomes, ids, traces, meta]) = stored(&handle).await;
+        assert!(least < full / 10, "{least} of {full} bytes are left");
+        assert_eq!([outcomes, ids, traces], [0; 3]);
+        // The counters, and the newest block with its type and its source by hash and by block.
+        assert_eq!(meta, 6);
+        handle.close().await.expect("close");
+    }
+}
