@@ -1,7 +1,7 @@
 //! The kernel's account in the runtime: loaded where it can be, and said plainly where it cannot.
 
-use std::collections::BTreeMap;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 

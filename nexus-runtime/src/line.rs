@@ -238,7 +238,15 @@ impl Line {
             _ => Request::Event(Arc::new(as_seen(&record.entry.event, &delivery.entry.function.name, &trace))),
         };
         let on_line = self.telemetry.on_line(record, &delivery.entry.function.name, id);
-        Invocation { id, request, config: delivery.entry.config.clone(), trace, marker, started, on_line: Some(on_line) }
+        Invocation {
+            id,
+            request,
+            config: delivery.entry.config.clone(),
+            trace,
+            marker,
+            started,
+            on_line: Some(on_line),
+        }
     }
 
     /// Makes whole events of what the function emitted. Their ids follow from the cause, so that the same event tried

@@ -14,15 +14,22 @@ pub fn kept(answer: &Answer) -> Option<Output> {
     }
     let bytes = answer.body.len() as u64;
     let content_type = answer.content_type().map(str::to_owned);
-    let mut output =
-        Output { http_status: answer.http_status, content_type, data: None, data_base64: None, bytes, truncated: false };
+    let mut output = Output {
+        http_status: answer.http_status,
+        content_type,
+        data: None,
+        data_base64: None,
+        bytes,
+        truncated: false,
+    };
     if answer.body.is_empty() {
         return Some(output);
     }
     let json = output.content_type.as_deref().is_some_and(|t| nexus_core::event::is_json(Some(t)));
     output.truncated = answer.body.len() > KEPT_BYTES_MAX;
     let head = &answer.body[..answer.body.len().min(KEPT_BYTES_MAX)];
-    if json && !output.truncated
+    if json
+        && !output.truncated
         && let Ok(value) = serde_json::from_slice(head)
     {
         output.data = Some(value);
@@ -69,7 +76,8 @@ mod tests {
     fn a_long_output_is_cut_at_a_character() {
         let output = kept(&answer("text/plain", "ä".repeat(KEPT_BYTES_MAX).as_bytes())).expect("output");
         assert!(output.truncated && output.bytes == 2 * KEPT_BYTES_MAX as u64);
-        let output = kept(&answer("text/plain", format!("x{}", "ä".repeat(KEPT_BYTES_MAX)).as_bytes())).expect("output");
+        let output =
+            kept(&answer("text/plain", format!("x{}", "ä".repeat(KEPT_BYTES_MAX)).as_bytes())).expect("output");
         assert_eq!(output.data.and_then(|d| d.as_str().map(str::len)), Some(KEPT_BYTES_MAX - 1));
     }
 }

@@ -204,7 +204,9 @@ impl Replays {
             return Err(ReplayError::Invalid("name exactly one of `event_id`, `trace_id` and `filter`".into()));
         }
         if request.filter.is_some() {
-            return Err(ReplayError::NotAvailable("replay by `filter` is not in this version; name an event or a trace"));
+            return Err(ReplayError::NotAvailable(
+                "replay by `filter` is not in this version; name an event or a trace",
+            ));
         }
         if request.mode == Mode::Deterministic {
             return Err(ReplayError::NotAvailable(
@@ -256,7 +258,12 @@ impl Replays {
     /// All that are remembered, the latest first, without their results.
     pub fn list(&self) -> Vec<ReplayView> {
         let replays = self.replays.lock();
-        replays.1.iter().rev().filter_map(|id| Some(ReplayView { results: Vec::new(), ..replays.0.get(id)?.view.clone() })).collect()
+        replays
+            .1
+            .iter()
+            .rev()
+            .filter_map(|id| Some(ReplayView { results: Vec::new(), ..replays.0.get(id)?.view.clone() }))
+            .collect()
     }
 
     /// Ends a replay after the event that it is at. `false` if there is none.

@@ -115,7 +115,8 @@ pub fn percent_decode(value: &str) -> String {
     let mut at = 0;
     while at < bytes.len() {
         let mut byte = [0];
-        if bytes[at] == b'%' && at + 2 < bytes.len() && hex::decode_to_slice(&bytes[at + 1..at + 3], &mut byte).is_ok() {
+        if bytes[at] == b'%' && at + 2 < bytes.len() && hex::decode_to_slice(&bytes[at + 1..at + 3], &mut byte).is_ok()
+        {
             decoded.push(byte[0]);
             at += 3;
         } else {
@@ -483,7 +484,8 @@ mod tests {
 
     #[test]
     fn the_payload_is_kept_to_the_byte() {
-        let json = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"b":1.0, "a":12345678901234567890123}}"#;
+        let json =
+            r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"b":1.0, "a":12345678901234567890123}}"#;
         let event = parse(json).expect(json);
         assert_eq!(event.data.as_ref().expect("data").as_bytes(), br#"{"b":1.0, "a":12345678901234567890123}"#);
         assert_eq!(parse(std::str::from_utf8(&event.to_json()).expect("text")).expect("again"), event);

@@ -157,7 +157,8 @@ impl Loaded {
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
         let place = self.profile_engine().places.clone().acquire_owned().await;
         let blocking = !config.mounts.is_empty();
-        let guest = Guest { loaded: self.clone(), request, config, started, calls: calls.clone(), lines: lines.clone() };
+        let guest =
+            Guest { loaded: self.clone(), request, config, started, calls: calls.clone(), lines: lines.clone() };
         let marked = Marked::new(marker, Box::pin(guest.run()));
         let ran = if blocking {
             run_on_blocking_thread(marked, timeout).await
@@ -346,11 +347,7 @@ impl Guest {
         *init = began.elapsed();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let request = to_http(&self.request).map_err(not_permanent)?;
-        let request = store
-            .data_mut()
-            .http()
-            .new_incoming_request(Scheme::Http, request)
-            .map_err(Failure::Stopped)?;
+        let request = store.data_mut().http().new_incoming_request(Scheme::Http, request).map_err(Failure::Stopped)?;
         let outparam = store.data_mut().http().new_response_outparam(sender).map_err(Failure::Stopped)?;
         let handler = proxy.wasi_http_incoming_handler();
         let bytes_max = self.loaded.engine.config.output_bytes_max;
@@ -359,9 +356,11 @@ impl Guest {
             let Ok(answer) = receiver.await else { return Ok(None) };
             let response = answer.map_err(|code| not_permanent(format!("the function answered with {code:?}")))?;
             let (head, body) = response.into_parts();
-            let body = Limited::new(body, bytes_max).collect().await.map_err(|e| match e.downcast::<wasmtime_wasi_http::Error>() {
-                Ok(e) => not_permanent(format!("the response's body broke off: {e:?}")),
-                Err(_) => Failure::TooMuch,
+            let body = Limited::new(body, bytes_max).collect().await.map_err(|e| {
+                match e.downcast::<wasmtime_wasi_http::Error>() {
+                    Ok(e) => not_permanent(format!("the response's body broke off: {e:?}")),
+                    Err(_) => Failure::TooMuch,
+                }
             })?;
             Ok(Some(Answer { http_status: Some(head.status.as_u16()), headers: head.headers, body: body.to_bytes() }))
         };

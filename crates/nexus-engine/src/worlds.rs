@@ -66,7 +66,12 @@ impl Loaded {
 impl Engine {
     /// Compiles a component or module and keeps the artifact; also checks that it can be linked here. Takes as long as
     /// compiling does (seconds for megabytes): call it where blocking is allowed. What is kept already is only loaded.
-    pub fn compile(self: &Arc<Self>, bytes: &[u8], digest: Digest, profile: Profile) -> Result<Arc<Loaded>, EngineError> {
+    pub fn compile(
+        self: &Arc<Self>,
+        bytes: &[u8],
+        digest: Digest,
+        profile: Profile,
+    ) -> Result<Arc<Loaded>, EngineError> {
         let form = kind::form(bytes)?;
         if let Some(loaded) = self.load(digest, profile)? {
             return Ok(loaded);

@@ -46,7 +46,8 @@ impl Client {
             return Ok(response);
         }
         let text = response.text().await.unwrap_or_default();
-        let detail = serde_json::from_str::<Value>(&text).ok().and_then(|p| Some(p.get("detail")?.as_str()?.to_owned()));
+        let detail =
+            serde_json::from_str::<Value>(&text).ok().and_then(|p| Some(p.get("detail")?.as_str()?.to_owned()));
         let code = match status {
             StatusCode::NOT_FOUND => 3,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => 4,

@@ -77,7 +77,8 @@ pub async fn run(args: DeployArgs, client: &Client) -> Done {
         // Flags change what they name, and leave the rest of the function's configuration as it is.
         let function = client.get(&format!("/v1/functions/{name}")).await?;
         let current = function.get("config").cloned().unwrap_or_default();
-        config = Some(serde_json::from_value(current).map_err(|e| Failure::failed(format!("the server's answer: {e}")))?);
+        config =
+            Some(serde_json::from_value(current).map_err(|e| Failure::failed(format!("the server's answer: {e}")))?);
     }
     if let Some(mut config) = config {
         if !args.on.is_empty() {
@@ -91,7 +92,9 @@ pub async fn run(args: DeployArgs, client: &Client) -> Done {
     match client.output {
         Output::Json => print_json(&deployed),
         Output::Text => {
-            let text = |key: &str| deployed.get(key).map_or_else(String::new, |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
+            let text = |key: &str| {
+                deployed.get(key).map_or_else(String::new, |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+            };
             let what = if created { "deployed" } else { "unchanged" };
             println!("{what} {} version {} ({})", text("name"), text("version"), text("kind"));
         }
@@ -104,7 +107,9 @@ fn target(args: &DeployArgs) -> Result<(FunctionName, PathBuf, Option<FunctionCo
         let path = args.path.join(FILE);
         if !path.is_file() {
             let dir = args.path.display();
-            return Err(Failure::not_found(format!("{dir} has no {FILE}; name a component, or write one (`nexus new`)")));
+            return Err(Failure::not_found(format!(
+                "{dir} has no {FILE}; name a component, or write one (`nexus new`)"
+            )));
         }
         let manifest = Manifest::read(&path)?;
         return Ok((args.name.clone().unwrap_or(manifest.name), manifest.wasm, Some(manifest.config)));

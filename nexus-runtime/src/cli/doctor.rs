@@ -27,7 +27,11 @@ struct Finding {
 pub async fn run(args: DoctorArgs, client: &Client) -> Done {
     let mut findings: Vec<Finding> = nexus_collector::probe_status()
         .into_iter()
-        .map(|(name, status)| Finding { name, ok: status.is_ok(), says: status.err().unwrap_or_else(|| "works".into()) })
+        .map(|(name, status)| Finding {
+            name,
+            ok: status.is_ok(),
+            says: status.err().unwrap_or_else(|| "works".into()),
+        })
         .collect();
     findings.push(disk(&args.data_dir));
     findings.push(open_files());

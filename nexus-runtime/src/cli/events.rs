@@ -147,7 +147,8 @@ fn text(value: &Value) -> String {
 }
 
 fn row(event: &Value) -> Vec<String> {
-    let functions: Vec<_> = event["invocations"].as_array().into_iter().flatten().map(|i| text(&i["function"])).collect();
+    let functions: Vec<_> =
+        event["invocations"].as_array().into_iter().flatten().map(|i| text(&i["function"])).collect();
     let mut unique = functions.clone();
     unique.dedup();
     vec![
@@ -177,17 +178,25 @@ fn show(event: &Value) {
         }
     }
     if !event["cause"].is_null() {
-        println!("caused by  invocation {} of event seq {}", text(&event["cause"]["invocation_id"]), event["cause"]["seq"]);
+        println!(
+            "caused by  invocation {} of event seq {}",
+            text(&event["cause"]["invocation_id"]),
+            event["cause"]["seq"]
+        );
     }
     if !e["data"].is_null() {
         println!("data       {}", style::cut(&style::safe(&e["data"].to_string()), 400));
     }
     let invocations = event["invocations"].as_array().cloned().unwrap_or_default();
     if invocations.is_empty() {
-        println!("\nno invocation{}", if event["status"] == "done" { ": no function has a trigger that matches it" } else { " yet" });
+        println!(
+            "\nno invocation{}",
+            if event["status"] == "done" { ": no function has a trigger that matches it" } else { " yet" }
+        );
     }
     for i in &invocations {
-        let replay = if i["replay_of"].is_null() { String::new() } else { format!("  replay of {}", text(&i["replay_of"])) };
+        let replay =
+            if i["replay_of"].is_null() { String::new() } else { format!("  replay of {}", text(&i["replay_of"])) };
         println!(
             "\n{} version {} attempt {}  {}  {}{replay}",
             style::paint(&text(&i["function"]), 1),
@@ -212,7 +221,11 @@ fn show(event: &Value) {
         }
         if !i["output"].is_null() {
             let output = &i["output"];
-            let data = if output["data"].is_null() { format!("{} bytes", output["bytes"]) } else { output["data"].to_string() };
+            let data = if output["data"].is_null() {
+                format!("{} bytes", output["bytes"])
+            } else {
+                output["data"].to_string()
+            };
             println!("  output     {}", style::cut(&style::safe(&data), 400));
         }
         for line in i["logs"].as_array().into_iter().flatten() {

@@ -58,8 +58,10 @@ pub async fn run(args: FunctionsArgs, client: &Client) -> Done {
                 return Ok(ExitCode::SUCCESS);
             }
             let items = list["items"].as_array().cloned().unwrap_or_default();
-            let rows: Vec<_> =
-                items.iter().map(|v| vec![text(&v["version"]), text(&v["kind"]), text(&v["created_at"]), text(&v["digest"])]).collect();
+            let rows: Vec<_> = items
+                .iter()
+                .map(|v| vec![text(&v["version"]), text(&v["kind"]), text(&v["created_at"]), text(&v["digest"])])
+                .collect();
             style::table(&["VERSION", "KIND", "DEPLOYED", "DIGEST"], &rows);
         }
         Command::Delete { name } => {
@@ -80,7 +82,11 @@ fn row(function: &Value) -> Vec<String> {
     let triggers = function["config"]["triggers"].as_array().cloned().unwrap_or_default();
     let triggers: Vec<_> = triggers
         .iter()
-        .map(|t| t["filters"].as_array().map_or_else(String::new, |f| f.iter().map(Value::to_string).collect::<Vec<_>>().join(" and ")))
+        .map(|t| {
+            t["filters"]
+                .as_array()
+                .map_or_else(String::new, |f| f.iter().map(Value::to_string).collect::<Vec<_>>().join(" and "))
+        })
         .collect();
     vec![
         text(&function["name"]),

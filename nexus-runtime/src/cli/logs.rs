@@ -49,14 +49,22 @@ pub async fn run(args: LogsArgs, client: &Client) -> Done {
 
 fn print(line: &[u8], output: Output) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    let value: Value = serde_json::from_slice(line).map_err(|e| Failure::failed(format!("the server's answer: {e}")))?;
+    let value: Value =
+        serde_json::from_slice(line).map_err(|e| Failure::failed(format!("the server's answer: {e}")))?;
     if output == Output::Json {
         writeln!(out, "{value}")?;
     } else if !value["dropped"].is_null() {
         writeln!(out, "… {} lines are missing here", value["dropped"])?;
     } else {
         let text = |key: &str| style::safe(value[key].as_str().unwrap_or_default());
-        writeln!(out, "{}  {}  {}  {}", text("time"), style::paint(&text("function"), 1), text("stream"), text("line"))?;
+        writeln!(
+            out,
+            "{}  {}  {}  {}",
+            text("time"),
+            style::paint(&text("function"), 1),
+            text("stream"),
+            text("line")
+        )?;
     }
     Ok(out.flush()?)
 }

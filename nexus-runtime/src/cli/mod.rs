@@ -136,7 +136,9 @@ enum Command {
     #[command(after_help = "Example:\n  nexus trace 4bf92f3577b34da6a3ce929d0e0e4736")]
     Trace(trace::TraceArgs),
     /// Runs an event, or the events that began a trace, again
-    #[command(after_help = "Examples:\n  nexus replay ID --mode live\n  nexus replay ID --mode live --function order-check@1")]
+    #[command(
+        after_help = "Examples:\n  nexus replay ID --mode live\n  nexus replay ID --mode live --function order-check@1"
+    )]
     Replay(replay::ReplayArgs),
     /// Prints what functions wrote
     #[command(after_help = "Examples:\n  nexus logs --event ID\n  nexus logs --follow")]

@@ -51,8 +51,7 @@ pub async fn run(args: ReplayArgs, client: &Client) -> Done {
         request["function"] = function.to_string().into();
     }
     if let Some(data) = &args.data {
-        request["data"] =
-            serde_json::from_str(data).map_err(|e| Failure::usage(format!("--data is not JSON: {e}")))?;
+        request["data"] = serde_json::from_str(data).map_err(|e| Failure::usage(format!("--data is not JSON: {e}")))?;
     }
     if let Some(rate) = args.rate {
         request["rate"] = rate.into();
@@ -99,7 +98,12 @@ fn show(replay: &Value) {
     let text = |v: &Value| style::safe(&v.as_str().map_or_else(|| v.to_string(), str::to_owned));
     println!("replay {}  {}", text(&replay["replay_id"]), style::status(&text(&replay["status"])));
     for result in replay["results"].as_array().into_iter().flatten() {
-        println!("  {} of event {}  {}", text(&result["function"]), text(&result["event_id"]), style::status(&text(&result["verdict"])));
+        println!(
+            "  {} of event {}  {}",
+            text(&result["function"]),
+            text(&result["event_id"]),
+            style::status(&text(&result["verdict"]))
+        );
         if !result["replay_of"].is_null() {
             println!("    invocation {} replays {}", text(&result["invocation_id"]), text(&result["replay_of"]));
         }
@@ -111,5 +115,8 @@ fn show(replay: &Value) {
             println!("    after      {}", style::cut(&style::safe(&result["diff"]["after"].to_string()), 400));
         }
     }
-    println!("{} of {} done: {} identical, {} diverged, {} failed", replay["done"], replay["total"], replay["identical"], replay["diverged"], replay["failed"]);
+    println!(
+        "{} of {} done: {} identical, {} diverged, {} failed",
+        replay["done"], replay["total"], replay["identical"], replay["diverged"], replay["failed"]
+    );
 }

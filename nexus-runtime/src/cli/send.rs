@@ -99,7 +99,8 @@ pub async fn send(args: SendArgs, client: &Client) -> Done {
     event.time = Some(jiff::Timestamp::now().to_string());
     let mut request = client.request(Method::POST, "/v1/events");
     if let Some((bytes, content_type)) = payload(args.data, args.file, args.content_type)? {
-        event.data = Some(Data::from_body(bytes.clone(), Some(&content_type)).map_err(|e| Failure::usage(e.to_string()))?);
+        event.data =
+            Some(Data::from_body(bytes.clone(), Some(&content_type)).map_err(|e| Failure::usage(e.to_string()))?);
         request = request.header("content-type", &content_type).body(bytes);
         event.datacontenttype = Some(content_type);
     }

@@ -127,7 +127,8 @@ pub fn serve<F: Future<Output = ()> + Send + 'static>(
 /// The first signal lets work end, the second does not.
 async fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         return tracing::error!("signals cannot be received; only SIGKILL ends this process");
     };
     for first in [true, false] {

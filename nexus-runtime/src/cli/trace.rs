@@ -104,7 +104,9 @@ fn spans(trace: &Value) -> Vec<Span> {
 }
 
 fn draw(spans: &[Span]) {
-    let (Some(begin), Some(end)) = (spans.iter().map(|s| s.start).min(), spans.iter().map(|s| s.end).max()) else { return };
+    let (Some(begin), Some(end)) = (spans.iter().map(|s| s.start).min(), spans.iter().map(|s| s.end).max()) else {
+        return;
+    };
     let mut children: HashMap<&str, Vec<&Span>> = HashMap::new();
     let known: std::collections::HashSet<&str> = spans.iter().map(|s| s.id.as_str()).collect();
     for span in spans {
@@ -120,7 +122,8 @@ fn draw(spans: &[Span]) {
 }
 
 fn draw_span(span: &Span, depth: usize, begin: u64, whole: u64) {
-    let scale = |at: u64| if whole == 0 { 0 } else { ((at - begin) as u128 * BAR as u128 / u128::from(whole)) as usize };
+    let scale =
+        |at: u64| if whole == 0 { 0 } else { ((at - begin) as u128 * BAR as u128 / u128::from(whole)) as usize };
     let (from, to) = (scale(span.start).min(BAR - 1), scale(span.end).min(BAR));
     let filled = (to - from.min(to)).max(1);
     let bar = format!("{}{}{}", " ".repeat(from), "█".repeat(filled), " ".repeat(BAR - (from + filled).min(BAR)));

@@ -112,8 +112,10 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Probl
 fn invalid(error: &InvalidEvent, index: Option<usize>) -> Problem {
     match index {
         None => Problem::bad_request("invalid-event", error.to_string()),
-        Some(index) => Problem::bad_request("invalid-event", format!("event {index} of the batch: {error}; none was taken"))
-            .with("index", index),
+        Some(index) => {
+            Problem::bad_request("invalid-event", format!("event {index} of the batch: {error}; none was taken"))
+                .with("index", index)
+        }
     }
 }
 
@@ -128,8 +130,7 @@ mod tests {
         pairs.iter().map(pair).collect()
     }
 
-    const CE: [(&str, &str); 4] =
-        [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")];
+    const CE: [(&str, &str); 4] = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")];
 
     fn with(more: &[(&str, &str)]) -> HeaderMap {
         headers(&[&CE[..], more].concat())

@@ -174,10 +174,14 @@ pub async fn get(
 
 pub async fn invocation(State(gateway): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
     let id: InvocationId = id.parse()?;
-    let outcome =
-        gateway.line.storage.log.outcome(id).await?.ok_or_else(|| Problem::not_found("invocation", id))?;
-    let record =
-        gateway.line.storage.log.get(outcome.seq).await?.ok_or_else(|| Problem::not_found("event of invocation", id))?;
+    let outcome = gateway.line.storage.log.outcome(id).await?.ok_or_else(|| Problem::not_found("invocation", id))?;
+    let record = gateway
+        .line
+        .storage
+        .log
+        .get(outcome.seq)
+        .await?
+        .ok_or_else(|| Problem::not_found("event of invocation", id))?;
     let (event_id, source) = (record.entry.event.id, record.entry.event.source);
     let invocation = InvocationView::from(outcome);
     let answer = json!({

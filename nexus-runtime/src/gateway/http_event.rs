@@ -62,7 +62,8 @@ pub fn event_of(function: &FunctionName, id: &str, request: &HttpRequest) -> Eve
             redacted.push(name.to_string());
             continue;
         }
-        let values: Vec<_> = request.headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
+        let values: Vec<_> =
+            request.headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
         headers.insert(name.to_string(), values.join(", "));
     }
     let (path, query) = match request.path_and_query.split_once('?') {

@@ -116,7 +116,8 @@ async fn same_origin(request: Request, next: Next) -> Response {
     match foreign_origin(request.headers()) {
         None => next.run(request).await,
         Some(origin) => {
-            let detail = format!("requests from pages of {origin} are not taken; the API is for this server's own pages");
+            let detail =
+                format!("requests from pages of {origin} are not taken; the API is for this server's own pages");
             Problem::new(StatusCode::FORBIDDEN, "cross-origin", detail).into_response()
         }
     }

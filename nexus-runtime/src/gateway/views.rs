@@ -7,9 +7,7 @@ use nexus_core::event::Event;
 use nexus_core::function::FunctionConfig;
 use nexus_core::ids::{Digest, FunctionName, InvocationId, Seq, Version};
 use nexus_core::kernel::KernelAccount;
-use nexus_core::outcome::{
-    Disposition, HostCall, InvocationStatus, LogLine, Outcome, Output, TriggerKind,
-};
+use nexus_core::outcome::{Disposition, HostCall, InvocationStatus, LogLine, Outcome, Output, TriggerKind};
 use nexus_core::record::{Cause, Record};
 use nexus_core::trace::TraceId;
 use serde::Serialize;

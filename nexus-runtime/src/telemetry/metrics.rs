@@ -13,11 +13,11 @@ use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::exemplar::{CounterWithExemplar, HistogramWithExemplars};
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
@@ -35,8 +35,8 @@ impl MetricConstructor<Seconds> for Buckets {
 }
 
 const FAST: &[f64] = &[
-    0.000_01, 0.000_025, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
-    2.5, 5.0, 10.0, 30.0,
+    0.000_01, 0.000_025, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
 /// Every metric that is counted where it happens.
@@ -118,7 +118,11 @@ impl Metrics {
         r.register("nexus_retries", "Deliveries tried again", metrics.retries.clone());
         r.register("nexus_dead_letters", "Deliveries given up", metrics.dead.clone());
         r.register("nexus_replays", "Events replayed", metrics.replays.clone());
-        r.register("nexus_kernel_records_lost", "Records of slow system calls that found no room", metrics.records_lost.clone());
+        r.register(
+            "nexus_kernel_records_lost",
+            "Records of slow system calls that found no room",
+            metrics.records_lost.clone(),
+        );
         drop(registry);
         metrics
     }
@@ -212,8 +216,12 @@ impl std::fmt::Debug for Looked {
 impl Collector for Looked {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let (unsettled, parked) = self.view.queue();
-        let mut depth =
-            encoder.encode_descriptor("nexus_queue_depth", "Events not yet settled, by state", None, MetricType::Gauge)?;
+        let mut depth = encoder.encode_descriptor(
+            "nexus_queue_depth",
+            "Events not yet settled, by state",
+            None,
+            MetricType::Gauge,
+        )?;
         for (state, value) in [("waiting", unsettled), ("parked", parked)] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(depth.encode_family(&[("state", state)])?)?;
@@ -221,7 +229,8 @@ impl Collector for Looked {
         let runtime = self.view.runtime_syscalls();
         let help = "System calls, by who caused them";
         for (syscall, stats) in &runtime {
-            let labels: Labels<3> = [("owner", "runtime".into()), ("function", "".into()), ("syscall", syscall.clone())];
+            let labels: Labels<3> =
+                [("owner", "runtime".into()), ("function", "".into()), ("syscall", syscall.clone())];
             let counter = self.functions.get_or_create_owned(&labels);
             // The runtime's totals only grow; what was shown before is caught up with.
             counter.inc_by(stats.count.saturating_sub(counter.get()));

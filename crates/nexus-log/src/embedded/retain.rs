@@ -89,6 +89,12 @@ pub(super) async fn retain(shared: &Arc<Shared>) -> Result<u64, StorageError> {
             }
         }
     }
+    // Everything before the first that stays is gone, also where the last blocks had nothing left to remove.
+    let clear = search.stays.map_or(search.below, |stays| stays.min(search.below));
+    if clear > shared.floor() {
+        let removal = Removal { floor: clear, events: Vec::new() };
+        ask(shared, |answer| Request::Remove { removal, answer }).await?;
+    }
     if gone > 0 {
         tracing::info!(events = gone, "retention removed events");
     }

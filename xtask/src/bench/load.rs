@@ -1,0 +1,128 @@
+//! Load: wrk, and single requests that are timed.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process::{find, output, root};
+
+/// What one measurement gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// Requests a second.
+    pub per_second: f64,
+    /// The median latency in microseconds.
+    pub p50_us: f64,
+    /// The 99th percentile in microseconds.
+    pub p99_us: f64,
+}
+
+/// The load generator.
+pub struct Wrk {
+    program: PathBuf,
+    seconds: u32,
+}
+
+/// Prints one line that is read back, in the place of wrk's own report.
+const REPORT: &str = r#"
+done = function(summary, latency, requests)
+  local bad = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
+  io.write(string.format("RESULT %d %d %d %d %d\n", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), bad))
+end
+"#;
+
+/// Every event has an id of its own. One thread of wrk makes them all, so one counter is enough.
+const EVENTS: &str = r#"
+local n = 0
+request = function()
+  if BATCH == 1 then
+    n = n + 1
+    wrk.headers["ce-id"] = PREFIX .. n
+    return wrk.format("POST", nil, nil, BODY)
+  end
+  local events = {}
+  for i = 1, BATCH do
+    n = n + 1
+    events[i] = '{"specversion":"1.0","id":"' .. PREFIX .. n .. '","source":"/bench","type":"bench","data":' .. BODY .. '}'
+  end
+  return wrk.format("POST", nil, nil, "[" .. table.concat(events, ",") .. "]")
+end
+"#;
+
+const BODY: &str = r#"{"order_id":"o-1","items":[{"sku":"a","quantity":2}],"note":"a payload of an ordinary size, some hundred bytes"}"#;
+
+impl Wrk {
+    /// wrk, and how long each measurement takes.
+    pub fn find(seconds: u32) -> Result<Self> {
+        let program = find("wrk").context("the load generator is missing: apt-get install wrk")?;
+        std::fs::create_dir_all(root().join("target/bench"))?;
+        Ok(Self { program, seconds })
+    }
+
+    /// GET, over and over.
+    pub fn get(&self, url: &str) -> Result<Measured> {
+        self.run(url, REPORT)
+    }
+
+    /// Events, one or a batch a request.
+    pub fn post_events(&self, url: &str, batch: u32) -> Result<Measured> {
+        let prefix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
+        let headers = if batch == 1 {
+            "wrk.headers[\"ce-specversion\"]=\"1.0\"\nwrk.headers[\"ce-source\"]=\"/bench\"\nwrk.headers[\"ce-type\"]=\"bench\"\n\
+             wrk.headers[\"content-type\"]=\"application/json\"\n"
+        } else {
+            "wrk.headers[\"content-type\"]=\"application/cloudevents-batch+json\"\n"
+        };
+        let script = format!(
+            "local BATCH = {batch}\nlocal PREFIX = '{prefix}-'\nlocal BODY = '{BODY}'\n{headers}{EVENTS}{REPORT}"
+        );
+        self.run(&format!("{url}/v1/events"), &script)
+    }
+
+    fn run(&self, url: &str, script: &str) -> Result<Measured> {
+        let path = root().join("target/bench/wrk.lua");
+        std::fs::write(&path, script)?;
+        let load = |seconds: u32| {
+            let mut wrk = Command::new(&self.program);
+            wrk.args(["-t1", &format!("-c{}", super::CONNECTIONS), &format!("-d{seconds}s"), "-s"]).arg(&path).arg(url);
+            output(&mut wrk)
+        };
+        // Warm: the peer's caches, the processor's, ours.
+        load(1)?;
+        let text = load(self.seconds)?;
+        let line = text.lines().find_map(|l| l.strip_prefix("RESULT ")).with_context(|| text.clone())?;
+        let numbers: Vec<f64> = line.split(' ').filter_map(|n| n.parse().ok()).collect();
+        ensure!(numbers.len() == 5 && numbers[0] > 0.0, "wrk measured nothing: {text}");
+        ensure!(numbers[4] == 0.0, "{} of {} requests failed: {text}", numbers[4], numbers[0]);
+        Ok(Measured { per_second: numbers[0] / numbers[1] * 1e6, p50_us: numbers[2], p99_us: numbers[3] })
+    }
+}
+
+/// One request's time and its event.
+pub struct Once {
+    /// From before the connection to the whole response, in microseconds.
+    pub us: f64,
+    /// The event that stands for the call.
+    pub event_id: String,
+}
+
+/// GETs once over a new connection.
+pub fn once(url: &str) -> Result<Once> {
+    let rest = url.strip_prefix("http://").context("http")?;
+    let (address, path) = rest.split_once('/').context("a path")?;
+    let began = Instant::now();
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    write!(stream, "GET /{path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let us = began.elapsed().as_secs_f64() * 1e6;
+    let head = String::from_utf8_lossy(&answer);
+    let header = |name: &str| head.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim().to_owned());
+    let event_id = header("nexus-event-id:").with_context(|| format!("no event id: {head}"))?;
+    Ok(Once { us, event_id })
+}
