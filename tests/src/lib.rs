@@ -2,7 +2,11 @@
 
 pub mod otlp;
 pub mod privilege;
+pub mod problem;
 pub mod receiver;
 pub mod server;
+pub mod spans;
+pub mod wait;
 
 pub use server::{Cli, Server, ServerBuilder};
+pub use wait::until;

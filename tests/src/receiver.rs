@@ -33,13 +33,17 @@ pub struct Receiver {
 impl Receiver {
     /// Answers every request with this status, and with "received" as its body.
     pub async fn answering(status: StatusCode) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::on(listener, status)
+    }
+
+    fn on(listener: tokio::net::TcpListener, status: StatusCode) -> Self {
         let received: Arc<Mutex<Vec<Received>>> = Arc::default();
         let log = received.clone();
         let app = Router::new().fallback(move |request: Request<Body>| {
             let log = log.clone();
             async move { record(&log, request, status).await }
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("address");
         let task = tokio::spawn(async move { axum::serve(listener, app).await.expect("serve") });
         Self { address, received, task }
@@ -53,6 +57,29 @@ impl Receiver {
     /// The URL of a path.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+}
+
+/// An address that refuses every connection until somebody moves in. The port is held all the time, so that no other test
+/// can take it.
+pub struct Vacant {
+    /// The address.
+    pub address: SocketAddr,
+    socket: tokio::net::TcpSocket,
+}
+
+impl Vacant {
+    /// A free port of loopback.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        Self { address: socket.local_addr().expect("address"), socket }
+    }
+
+    /// From now on there is a receiver.
+    pub fn answering(self, status: StatusCode) -> Receiver {
+        Receiver::on(self.socket.listen(128).expect("it listens"), status)
     }
 }
 

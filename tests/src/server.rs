@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
-/// How long something may take that is waited for. Far longer than it takes: a test does not measure.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::wait::PATIENCE;
 
 /// The repository.
 pub fn repository() -> PathBuf {
@@ -45,6 +44,7 @@ pub fn component(name: &str) -> Vec<u8> {
 
 /// How a server is started.
 pub struct ServerBuilder {
+    command: Vec<std::ffi::OsString>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     data_dir: Option<PathBuf>,
@@ -62,6 +62,12 @@ pub struct Server {
 }
 
 impl ServerBuilder {
+    /// As `nexus dev` of this folder, and not as `nexus serve`.
+    pub fn dev(mut self, dir: &Path) -> Self {
+        self.command = vec!["dev".into(), dir.into()];
+        self
+    }
+
     /// Another argument.
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
@@ -95,7 +101,7 @@ impl ServerBuilder {
         std::fs::write(&config, &self.config).expect("write the configuration");
         let mut command = Command::new(program());
         command
-            .arg("serve")
+            .args(&self.command)
             .arg("--config")
             .arg(config)
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
@@ -142,7 +148,7 @@ impl Server {
     pub fn builder() -> ServerBuilder {
         // The reserve is for disks of production; tests run where there is little room too.
         let config = "[limits]\ndisk_reserve_mib = 0\n".to_owned();
-        ServerBuilder { args: Vec::new(), env: Vec::new(), data_dir: None, config }
+        ServerBuilder { command: vec!["serve".into()], args: Vec::new(), env: Vec::new(), data_dir: None, config }
     }
 
     /// A server with all defaults.

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode};
+use nexus_core::event::percent_decode;
 use nexus_core::ids::FunctionName;
 use nexus_core::outcome::{InvocationStatus, TriggerKind};
 use nexus_core::record::Record;
@@ -22,15 +23,8 @@ const EVENT_ID: HeaderName = HeaderName::from_static("nexus-event-id");
 /// W3C Trace Context, level 2: the trace that the response belongs to.
 const TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
-pub async fn call_root(state: State<Shared>, Path(name): Path<String>, request: Request) -> Result<Response, Problem> {
-    call(state, Path((name, String::new())), request).await
-}
-
-pub async fn call(
-    State(gateway): State<Shared>,
-    Path((name, _)): Path<(String, String)>,
-    request: Request,
-) -> Result<Response, Problem> {
+pub async fn call(State(gateway): State<Shared>, request: Request) -> Result<Response, Problem> {
+    let (name, path_and_query) = apart(request.uri());
     let name: FunctionName = name.parse()?;
     let view = gateway.line.catalog.view();
     let entry = view.get(&name).cloned().ok_or_else(|| Problem::not_found("function", &name))?;
@@ -41,7 +35,7 @@ pub async fn call(
     http_event::strip(&mut headers);
     let http = HttpRequest {
         method: head.method,
-        path_and_query: below(&head.uri, &name),
+        path_and_query,
         headers,
         body: body::read(incoming_body, gateway.limits.body_bytes_max, gateway.patience()).await?,
     };
@@ -93,14 +87,17 @@ pub async fn call(
     Ok(response)
 }
 
-/// The path below `/fn/{name}`, as it came, with the query.
-fn below(uri: &http::Uri, name: &FunctionName) -> String {
-    let path = uri.path().strip_prefix("/fn/").and_then(|p| p.strip_prefix(name.as_str())).unwrap_or_default();
+/// The function's name, and the path below it with the query. The path is the function's business and stays as it came:
+/// it need not even be UTF-8 when it is decoded.
+fn apart(uri: &http::Uri) -> (String, String) {
+    let path = uri.path().strip_prefix("/fn/").unwrap_or_default();
+    let (name, path) = path.split_at(path.find('/').unwrap_or(path.len()));
     let path = if path.is_empty() { "/" } else { path };
-    match uri.query() {
+    let path_and_query = match uri.query() {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
-    }
+    };
+    (percent_decode(name), path_and_query)
 }
 
 fn respond(delivered: Delivered) -> Response {
@@ -129,16 +126,18 @@ fn respond(delivered: Delivered) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::below;
+    use super::apart;
 
     #[test]
     fn the_function_sees_the_path_below_its_name() {
         let check = |uri: &str, expected: &str| {
-            assert_eq!(below(&uri.parse().expect("uri"), &"f".parse().expect("name")), expected, "{uri}");
+            assert_eq!(apart(&uri.parse().expect("uri")), ("f".to_owned(), expected.to_owned()), "{uri}");
         };
         check("/fn/f", "/");
         check("/fn/f/", "/");
         check("/fn/f?a=b", "/?a=b");
         check("/fn/f/x%20y/z?q=1&r", "/x%20y/z?q=1&r");
+        check("/fn/f/%ff", "/%ff");
+        check("/fn/%66/x", "/x");
     }
 }

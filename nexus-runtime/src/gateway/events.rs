@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
@@ -10,9 +10,10 @@ use nexus_core::ids::{FunctionName, InvocationId, Seq};
 use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
 use nexus_log::EventQuery;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::extract::{Path, Query};
 use super::problem::Problem;
 use super::views::{EventStatus, EventView, InvocationView};
 use super::{Shared, body, decode};
@@ -87,9 +88,8 @@ fn time(name: &str, value: Option<&str>) -> Result<Option<Timestamp>, Problem> {
 
 pub async fn list(
     State(gateway): State<Shared>,
-    query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
+    Query(query): Query<ListQuery>,
 ) -> Result<Response, Problem> {
-    let Query(query) = query.map_err(|e| Problem::bad_request("invalid-query", e.body_text()))?;
     let limit = page_limit(query.limit.as_deref())?;
     let function: Option<FunctionName> = query.function.map(|f| f.parse()).transpose()?;
     let status = query
@@ -139,7 +139,14 @@ pub async fn list(
             (None, Some(next)) => find.before = Some(next),
         }
     };
-    Ok(Json(json!({"items": items, "next": next.map(|s| s.to_string())})).into_response())
+    Ok(Json(Page { items, next: next.map(|s| s.to_string()) }).into_response())
+}
+
+/// Written as it is, and not by way of a `serde_json::Value`, which would change payloads: their numbers, their order.
+#[derive(Serialize)]
+struct Page {
+    items: Vec<EventView>,
+    next: Option<String>,
 }
 
 #[derive(Deserialize)]

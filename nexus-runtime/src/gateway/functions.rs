@@ -2,13 +2,14 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use nexus_core::function::FunctionConfig;
 use nexus_core::ids::FunctionName;
 use serde_json::json;
 
+use super::extract::Path;
 use super::problem::Problem;
 use super::views::FunctionView;
 use super::{Shared, body};

@@ -1,7 +1,7 @@
 //! Jaeger's query format (what its UI and Grafana's Jaeger data source read), over the same spans.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use nexus_core::trace::TraceId;
 use nexus_log::EventQuery;
@@ -13,6 +13,7 @@ use serde_json::json;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Shared;
+use super::extract::{Path, Query};
 use super::problem::Problem;
 use super::traces::of_trace;
 
@@ -35,9 +36,8 @@ pub struct Search {
 
 pub async fn search(
     State(gateway): State<Shared>,
-    query: Result<Query<Search>, axum::extract::rejection::QueryRejection>,
+    Query(search): Query<Search>,
 ) -> Result<Response, Problem> {
-    let Query(search) = query.map_err(|e| Problem::bad_request("invalid-query", e.body_text()))?;
     let micros = |at: Option<i64>| at.and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
     let wanted = search.limit.unwrap_or(20).clamp(1, TRACES_MAX);
     let mut find =

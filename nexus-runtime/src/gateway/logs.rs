@@ -1,7 +1,7 @@
 //! The functions' lines: those of one event from the log, or all from now on.
 
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header;
@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
+use super::extract::Query;
 use super::problem::Problem;
 use super::{Shared, events};
 use crate::telemetry::logs::Line;
@@ -26,9 +27,8 @@ pub struct LogsQuery {
 /// One JSON object a line. With `follow` the answer goes on until the client or the server ends it.
 pub async fn follow(
     State(gateway): State<Shared>,
-    query: Result<Query<LogsQuery>, axum::extract::rejection::QueryRejection>,
+    Query(query): Query<LogsQuery>,
 ) -> Result<Response, Problem> {
-    let Query(query) = query.map_err(|e| Problem::bad_request("invalid-query", e.body_text()))?;
     let mut head = String::new();
     // Followed before it is read, so that no line falls between the two.
     let receiver = gateway.line.telemetry.logs.follow();

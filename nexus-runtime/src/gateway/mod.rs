@@ -4,6 +4,7 @@ mod body;
 mod call;
 mod decode;
 mod events;
+mod extract;
 mod functions;
 pub mod http_event;
 mod jaeger;
@@ -81,8 +82,8 @@ pub fn router(gateway: Shared) -> Router {
         .route("/assets/{file}", get(pages::asset))
         .layer(middleware::from_fn(same_origin));
     Router::new()
-        .route("/fn/{name}", any(call::call_root))
-        .route("/fn/{name}/", any(call::call_root))
+        .route("/fn/{name}", any(call::call))
+        .route("/fn/{name}/", any(call::call))
         .route("/fn/{name}/{*path}", any(call::call))
         .merge(api)
         .layer(middleware::from_fn_with_state(gateway.clone(), admit))

@@ -1,9 +1,9 @@
 //! The pages: the trace view, and the page that asks before it replays. Nothing is fetched from elsewhere.
 
-use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 
+use super::extract::Path;
 use super::problem::Problem;
 
 /// No script but our own, no frame around us: a page with a button that acts must not be clicked by another's page.

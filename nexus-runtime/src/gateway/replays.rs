@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use nexus_core::ids::ReplayId;
 use serde_json::json;
 
+use super::extract::Path;
 use super::problem::Problem;
 use super::{Shared, body};
 use crate::replay::ReplayRequest;

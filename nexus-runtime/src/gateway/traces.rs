@@ -1,7 +1,7 @@
 //! The local trace view: spans made from the log, as OTLP/JSON.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use nexus_core::trace::TraceId;
 use nexus_log::EventQuery;
@@ -10,6 +10,7 @@ use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_sc
 use serde_json::json;
 
 use super::Shared;
+use super::extract::Path;
 use super::problem::Problem;
 use crate::telemetry::{Spans, resource, spans};
 

@@ -1,0 +1,205 @@
+//! Clients that send too much, too slowly, nothing, or noise.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use nexus_tests::Server;
+use nexus_tests::problem::{json as json_request, refused, state};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{STRUCTURED, event, post, prepared};
+
+/// A connection of its own, on which bytes are sent as they are.
+struct Raw(TcpStream);
+
+impl Raw {
+    fn to(server: &Server) -> Self {
+        let stream = TcpStream::connect(server.url().trim_start_matches("http://")).expect("connect");
+        // Only a bound for a test that would hang: nothing is expected to take this long.
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a bound");
+        Self(stream)
+    }
+
+    fn send(mut self, bytes: impl AsRef<[u8]>) -> Self {
+        // The server may have answered and closed before all was sent: what it answered is what counts.
+        let _ = self.0.write_all(bytes.as_ref());
+        self
+    }
+
+    /// What comes until the server closes.
+    fn answer(mut self, what: &str) -> String {
+        let mut bytes = Vec::new();
+        match self.0.read_to_end(&mut bytes) {
+            Ok(_) => {}
+            // Closed with bytes unread, which the system tells as a reset.
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
+            Err(e) => panic!("{what}: the server does not close the connection: {e}"),
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+#[tokio::test]
+async fn bodies_over_the_bound_are_refused_before_they_are_read() {
+    let server = prepared().await;
+    let before = state(&server).await;
+    let large = event(&[("data", json!("x".repeat(70_000)))]).to_string();
+    refused("an event", post(&server, STRUCTURED, large.clone()), 413, "65536 bytes").await;
+    let call = server.request(Method::POST, "/fn/victim/echo").body(large.clone());
+    refused("a call", call, 413, "65536 bytes").await;
+    let replay = json!({"event_id": "1", "mode": "live", "data": "x".repeat(200_000)}).to_string();
+    refused("a replay", json_request(&server, Method::POST, "/v1/replays", replay), 413, "bytes").await;
+    // None of the body is ever sent: who waited for it would answer 408.
+    let told = "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 10000000000\r\n\r\n";
+    let answer = Raw::to(&server).send(told).answer("a length that is told");
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // A length that is not told is counted. The last chunk never comes.
+    let mut chunked = "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
+    for _ in 0..5 {
+        chunked.push_str(&format!("4000\r\n{}\r\n", "x".repeat(0x4000)));
+    }
+    let answer = Raw::to(&server).send(chunked).answer("a length that is not told");
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert_eq!(state(&server).await, before);
+}
+
+#[tokio::test]
+async fn a_client_that_stalls_is_cut_and_holds_up_nobody() {
+    let server = prepared().await;
+    let before = state(&server).await;
+    let line = "POST /v1/events HTTP/1.1\r\nhost: x\r\n";
+    let rows = [
+        ("nothing at all", String::new(), None),
+        ("half a request line", "POST /v1/ev".to_owned(), None),
+        ("half of the preface of HTTP/2", "PRI * HT".to_owned(), None),
+        ("half a head", line.to_owned(), None),
+        ("half a body", format!("{line}content-type: {STRUCTURED}\r\ncontent-length: 100\r\n\r\n{{"), Some("408")),
+        ("half a chunk", format!("{line}content-type: {STRUCTURED}\r\ntransfer-encoding: chunked\r\n\r\n10\r\n{{"), Some("408")),
+        ("half a call", "POST /fn/victim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx".to_owned(), Some("408")),
+    ];
+    let stalled: Vec<_> = rows.iter().map(|(what, bytes, status)| (what, Raw::to(&server).send(bytes), status)).collect();
+    for _ in 0..20 {
+        let (status, answer) = server.answer(server.request(Method::GET, "/v1/functions/victim")).await;
+        assert_eq!(status, 200, "beside clients that stall: {answer}");
+    }
+    for (what, raw, status) in stalled {
+        let answer = raw.answer(what);
+        if let Some(status) = status {
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer:?}");
+            assert!(answer.contains("application/problem+json"), "{what}: {answer}");
+        }
+    }
+    assert_eq!(state(&server).await, before);
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_keep_others_out() {
+    let server = Server::builder().config("connections_max = 2\nread_timeout_s = 1").start();
+    let held: Vec<_> = (0..2).map(|_| Raw::to(&server)).collect();
+    let (status, _) = server.answer(server.request(Method::GET, "/healthz")).await;
+    assert_eq!(status, 200);
+    drop(held);
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_cannot_drive_the_api() {
+    let server = prepared().await;
+    let before = state(&server).await;
+    let body = event(&[("id", json!("2"))]).to_string();
+    let sent = |path: &str, origin: &str| {
+        let request = server.request(Method::POST, path).header("origin", origin);
+        request.header("content-type", STRUCTURED).body(body.clone())
+    };
+    for origin in ["http://evil.example", "null", "http://127.0.0.1:1", "evil"] {
+        refused(origin, sent("/v1/events", origin), 403, origin).await;
+        refused(origin, sent("/v1/replays", origin), 403, origin).await;
+        let delete = server.request(Method::DELETE, "/v1/functions/victim").header("origin", origin);
+        refused(origin, delete, 403, origin).await;
+        let (status, answer) = server.answer(sent("/fn/victim/status/204", origin)).await;
+        assert_eq!(status, 204, "a function decides for itself whom it serves: {answer}");
+    }
+    let calls = server.get("/v1/events?type=nexus.http.request").await["items"].as_array().map(Vec::len);
+    assert_eq!(calls, Some(4));
+    let others = |state: &Value| state[0]["items"].as_array().expect("items").iter().filter(|e| e["event"]["id"] == "2").count();
+    assert_eq!(others(&state(&server).await), 0);
+    assert_eq!(state(&server).await[2], before[2], "the function is as it was");
+    let (status, answer) = server.answer(sent("/v1/events", server.url())).await;
+    assert_eq!(status, 202, "its own page may: {answer}");
+}
+
+#[tokio::test]
+async fn noise_is_never_the_servers_fault() {
+    let seed = std::env::var("NEXUS_FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    println!("NEXUS_FUZZ_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let server = prepared().await;
+    let id = "018f0000-0000-7000-8000-000000000000";
+    let wasm = nexus_tests::server::component("noop");
+    let seeds: [(Method, String, &str, Vec<u8>); 7] = [
+        (Method::POST, "/v1/events".into(), STRUCTURED, event(&[("data", json!({"a": [1, "b"]}))]).to_string().into()),
+        (Method::POST, "/v1/events".into(), crate::BATCH, json!([event(&[]), event(&[])]).to_string().into()),
+        (Method::POST, "/v1/events".into(), "text/plain", b"text".to_vec()),
+        (Method::PUT, "/v1/functions/noise".into(), "application/wasm", wasm),
+        (
+            Method::PUT,
+            "/v1/functions/victim/config".into(),
+            "application/json",
+            json!({"triggers": [{"filters": [{"not": {"prefix": {"type": "a"}}}]}], "limits": {"memory_mb": 64}}).to_string().into(),
+        ),
+        (Method::POST, "/v1/replays".into(), "application/json", json!({"event_id": "1", "mode": "live"}).to_string().into()),
+        (Method::POST, format!("/fn/victim/echo?id={id}"), "application/json", b"{}".to_vec()),
+    ];
+    for round in 0..600 {
+        let (method, path, content_type, whole) = &seeds[rng.random_range(0..seeds.len())];
+        let body = match rng.random_range(0..4) {
+            0 => (0..rng.random_range(0..300)).map(|_| rng.random()).collect(),
+            _ => bent(whole, &mut rng),
+        };
+        let mut request = server.request(method.clone(), path).header("content-type", *content_type).body(body.clone());
+        for name in ["ce-specversion", "ce-id", "ce-source", "ce-type", "ce-x", "traceparent", "accept"] {
+            if rng.random_bool(0.3) {
+                let value: Vec<u8> = (0..rng.random_range(0..12)).map(|_| rng.random_range(0x20..0x7f)).collect();
+                request = request.header(name, http::HeaderValue::from_bytes(&value).expect("printable"));
+            }
+        }
+        let (status, answer) = server.answer(request).await;
+        let what = format!("seed {seed}, round {round}: {method} {path}, {:?}", String::from_utf8_lossy(&body));
+        assert!(status < 500, "{what}: {status} {answer}");
+        if status >= 400 {
+            assert_eq!(answer["status"], status, "{what}: {answer}");
+        }
+    }
+    for _ in 0..200 {
+        let noise: Vec<u8> = (0..rng.random_range(1..200)).map(|_| rng.random()).collect();
+        // Whatever it answers: it closes, or the bytes were the beginning of something and the time runs out.
+        drop(Raw::to(&server).send(&noise));
+    }
+    let (status, answer) = server.answer(server.request(Method::GET, "/fn/victim/hello")).await;
+    assert_eq!((status, answer), (200, json!("hello")), "seed {seed}");
+    assert_eq!(server.stop(), Some(0), "seed {seed}");
+}
+
+/// The bytes with a few of them changed, taken out, doubled, or cut off.
+fn bent(whole: &[u8], rng: &mut StdRng) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    for _ in 0..rng.random_range(1..6) {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = rng.random_range(0..bytes.len());
+        match rng.random_range(0..5) {
+            0 => bytes[at] = rng.random(),
+            1 => drop(bytes.remove(at)),
+            2 => bytes.insert(at, *b"{}[]\",:0-\\".get(rng.random_range(0..10)).expect("ten")),
+            3 => bytes.truncate(at),
+            _ => {
+                let piece = bytes[at..].iter().take(16).copied().collect::<Vec<_>>();
+                bytes.splice(at..at, piece);
+            }
+        }
+    }
+    bytes
+}
