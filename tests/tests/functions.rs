@@ -117,32 +117,6 @@ async fn what_cannot_be_is_named_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_function_is_refused() {
-    let server = Server::start();
-    let alien = |name: &str| {
-        let path = server::repository().join("tests/guests/alien").join(name);
-        wat::parse_file(path).expect("WebAssembly text")
-    };
-    for (name, bytes, named) in [
-        ("text", b"hello".to_vec(), "WebAssembly"),
-        ("empty", Vec::new(), "WebAssembly"),
-        ("cut", server::component("noop")[..100].to_vec(), ""),
-        ("import", alien("unknown-import.wat"), "acme:db/kv"),
-        ("entry", alien("no-entry.wat"), "_start"),
-        ("nothing", alien("not-a-function.wat"), "export"),
-        ("wrong", alien("wrong-type.wat"), "handle"),
-    ] {
-        let (status, problem) = put(&server, name, bytes).await;
-        assert_eq!(status, 422, "{name}: {problem}");
-        assert!(problem["detail"].as_str().is_some_and(|d| d.contains(named)), "{name}: {problem}");
-    }
-    let request = server.request(Method::PUT, "/v1/functions/noop").body(server::component("noop"));
-    assert_eq!(server.answer(request.header("content-type", "text/plain")).await.0, 415);
-    assert_eq!(put(&server, "Not-A-Name", server::component("noop")).await.0, 400);
-    assert_eq!(server.get("/v1/functions").await["items"], json!([]));
-}
-
-#[tokio::test]
 async fn a_deleted_function_is_gone_and_its_events_stay() {
     let server = Server::start();
     server.deploy("noop", "noop", json!({"triggers": [{"filters": []}]})).await;

@@ -30,7 +30,10 @@ fn main() -> anyhow::Result<()> {
     let base = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
     let only = arguments.next().unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    println!("| {:<22} | {:>7} | {:>5} | {:>9} | {:>11} | {:>9} | {:>9} | {:>10} |", "store", "clients", "batch", "events/s", "events/sync", "p50 µs", "p99 µs", "CPU µs/ev");
+    println!(
+        "| {:<22} | {:>7} | {:>5} | {:>9} | {:>11} | {:>9} | {:>9} | {:>10} |",
+        "store", "clients", "batch", "events/s", "events/sync", "p50 µs", "p99 µs", "CPU µs/ev"
+    );
     println!("|{:-<24}|{:->9}|{:->7}|{:->11}|{:->13}|{:->11}|{:->11}|{:->12}|", "", "", "", "", "", "", "", "");
     for (clients, batch) in LOADS {
         let load = Load { clients, batch, seconds };
@@ -69,7 +72,12 @@ fn event(n: u64) -> NewRecord {
     event.data = serde_json::value::to_raw_value(&payload).ok().map(Data::Json);
     NewRecord {
         received_at: SystemClock.now(),
-        trace: TraceContext { trace_id: TraceId::generate(), span_id: SpanId::generate(), sampled: true, tracestate: None },
+        trace: TraceContext {
+            trace_id: TraceId::generate(),
+            span_id: SpanId::generate(),
+            sampled: true,
+            tracestate: None,
+        },
         parent_span: None,
         cause: None,
         target: None,
@@ -203,12 +211,7 @@ struct Waiting {
 }
 
 /// The embedded log's group commit, reduced to its shape.
-async fn grouped(
-    name: &str,
-    load: &Load,
-    base: &Path,
-    make: Make,
-) -> anyhow::Result<()> {
+async fn grouped(name: &str, load: &Load, base: &Path, make: Make) -> anyhow::Result<()> {
     let directory = tempfile::tempdir_in(base)?;
     let mut backend = make(directory.path())?;
     let queue = Arc::new((Mutex::new(Waiting::default()), Condvar::new()));

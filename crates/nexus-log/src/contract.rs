@@ -18,7 +18,9 @@ use tokio::sync::watch;
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The disk has less room than the reserve that is kept for finishing work.
-    #[error("the disk is full: {free_bytes} bytes are free, {reserve_bytes} are kept in reserve; free some space or lower retention")]
+    #[error(
+        "the disk is full: {free_bytes} bytes are free, {reserve_bytes} are kept in reserve; free some space or lower retention"
+    )]
     Full {
         /// Free now.
         free_bytes: u64,
@@ -41,7 +43,9 @@ pub enum StorageError {
         path: String,
     },
     /// Written by a later release.
-    #[error("the store is of format {found}, this release reads up to {known}; run the release that wrote it, or a later one")]
+    #[error(
+        "the store is of format {found}, this release reads up to {known}; run the release that wrote it, or a later one"
+    )]
     Newer {
         /// What the store says.
         found: u32,

@@ -54,7 +54,8 @@ async fn child() {
                     receipts.extend(log.commit(Commit { outcome, emitted }).await.expect("commit"));
                 }
                 let ids = ids.into_iter().chain(Some((first + 9).to_string()));
-                let lines: String = ids.zip(receipts).map(|(id, receipt)| format!("ack {} {id}\n", receipt.seq)).collect();
+                let lines: String =
+                    ids.zip(receipts).map(|(id, receipt)| format!("ack {} {id}\n", receipt.seq)).collect();
                 std::io::stdout().lock().write_all(lines.as_bytes()).expect("the parent listens");
             }
         });
@@ -82,7 +83,9 @@ fn killed(path: &Path, round: u64, acknowledgements: usize) -> BTreeMap<Seq, Str
     while output.read_until(b'\n', &mut line).expect("read") > 0 {
         let text = String::from_utf8_lossy(&line).into_owned();
         line.clear();
-        let Some((seq, id)) = text.strip_suffix('\n').and_then(|t| t.strip_prefix("ack ")).and_then(|t| t.split_once(' ')) else {
+        let Some((seq, id)) =
+            text.strip_suffix('\n').and_then(|t| t.strip_prefix("ack ")).and_then(|t| t.split_once(' '))
+        else {
             continue;
         };
         acknowledged.insert(Seq(seq.parse().expect("a place")), id.to_owned());

@@ -109,7 +109,10 @@ async fn what_no_storage_can_do_is_refused() {
     let storage = handle.storage();
     let settings = Settings::default();
     let invalid = |what: &str, error: Option<StorageError>| {
-        assert!(error.as_ref().is_some_and(|e| matches!(e, StorageError::Invalid(_)) && !e.is_retryable()), "{what}: {error:?}");
+        assert!(
+            error.as_ref().is_some_and(|e| matches!(e, StorageError::Invalid(_)) && !e.is_retryable()),
+            "{what}: {error:?}"
+        );
     };
     let outcome = nexus_log::conformance::outcome(Seq(1), 1, nexus_core::outcome::Disposition::Done);
     invalid("an outcome of no event", storage.log.commit(nexus_log::Commit { outcome, emitted: vec![] }).await.err());

@@ -30,12 +30,23 @@ struct Draft {
 enum Op {
     Append(Vec<Draft>),
     /// On an event by its index among those that are there.
-    Commit { event: prop::sample::Index, disposition: u8, emitted: Vec<Draft> },
+    Commit {
+        event: prop::sample::Index,
+        disposition: u8,
+        emitted: Vec<Draft>,
+    },
     Advance(u8),
     Pass(i64),
     Retain,
     Reopen,
-    Query { ty: Option<u8>, source: Option<u8>, trace: Option<u8>, from: Option<i64>, to: Option<i64>, limit: usize },
+    Query {
+        ty: Option<u8>,
+        source: Option<u8>,
+        trace: Option<u8>,
+        from: Option<i64>,
+        to: Option<i64>,
+        limit: usize,
+    },
 }
 
 fn draft() -> impl Strategy<Value = Draft> {

@@ -6,6 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 
@@ -32,4 +33,13 @@ pub async fn read(body: Body, bytes_max: usize, patience: Duration) -> Result<By
             format!("the body did not come within {} s", patience.as_secs()),
         )),
     }
+}
+
+/// Reads a JSON object. serde would take an array for one too, its members by position; nobody who sends one means that.
+pub fn object<T: DeserializeOwned>(json: &[u8], kind: &'static str, what: &str) -> Result<T, Problem> {
+    let read = match json.trim_ascii_start().first() {
+        Some(b'[') => Err("it is an array, not an object".to_owned()),
+        _ => serde_json::from_slice(json).map_err(|e| e.to_string()),
+    };
+    read.map_err(|why| Problem::bad_request(kind, format!("{what} is not valid: {why}")))
 }

@@ -50,8 +50,7 @@ pub async fn configure(
 ) -> Result<Response, Problem> {
     let name: FunctionName = name.parse()?;
     let body = body::read(body, CONFIG_BYTES_MAX, gateway.patience()).await?;
-    let config: FunctionConfig = serde_json::from_slice(&body)
-        .map_err(|e| Problem::bad_request("invalid-config", format!("the configuration is not valid: {e}")))?;
+    let config: FunctionConfig = body::object(&body, "invalid-config", "the configuration")?;
     gateway.line.catalog.configure(&name, config).await?;
     get(State(gateway), Path(name.to_string())).await
 }

@@ -24,8 +24,7 @@ pub async fn start(State(gateway): State<Shared>, headers: HeaderMap, body: Body
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", detail));
     }
     let body = body::read(body, gateway.limits.body_bytes_max + EXTRA_BYTES, gateway.patience()).await?;
-    let request: ReplayRequest = serde_json::from_slice(&body)
-        .map_err(|e| Problem::bad_request("invalid-replay", format!("the request is not valid: {e}")))?;
+    let request: ReplayRequest = body::object(&body, "invalid-replay", "the request")?;
     let id = gateway.replays.start(request).await?;
     Ok((StatusCode::ACCEPTED, Json(json!({"replay_id": id}))).into_response())
 }

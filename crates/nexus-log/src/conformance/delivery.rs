@@ -16,8 +16,10 @@ fn retry(seconds: i64) -> Disposition {
 pub async fn outcomes_come_in_order_and_by_invocation(harness: &dyn Harness) {
     let settings = Settings::default();
     let (place, opened, storage) = opened(harness, &settings).await;
-    let (one, two) = (append(&*storage.log, numbered(&settings, 1)).await, append(&*storage.log, numbered(&settings, 2)).await);
-    let of_one = [outcome(one, 1, retry(1)), outcome(one, 2, Disposition::Done), outcome(one, 1, Disposition::Replayed)];
+    let (one, two) =
+        (append(&*storage.log, numbered(&settings, 1)).await, append(&*storage.log, numbered(&settings, 2)).await);
+    let of_one =
+        [outcome(one, 1, retry(1)), outcome(one, 2, Disposition::Done), outcome(one, 1, Disposition::Replayed)];
     let of_two = outcome(two, 1, Disposition::Done);
     for outcome in [&of_one[0], &of_two, &of_one[1], &of_one[2]] {
         commit(&*storage.log, outcome.clone()).await;
@@ -46,7 +48,8 @@ pub async fn a_commit_is_one_with_what_it_emits(harness: &dyn Harness) {
         record.cause = Some(Cause { seq, invocation_id: outcome.invocation_id, depth: 1 });
         record.target = Some("next".parse().expect("a function name"));
     }
-    let receipts = storage.log.commit(Commit { outcome: outcome.clone(), emitted: emitted.clone() }).await.expect("commit");
+    let receipts =
+        storage.log.commit(Commit { outcome: outcome.clone(), emitted: emitted.clone() }).await.expect("commit");
     let found: Vec<(u64, bool)> = receipts.iter().map(|receipt| (receipt.seq.0, receipt.duplicate)).collect();
     assert_eq!(found, [(1, true), (2, false), (3, false)]);
     assert_eq!(*storage.log.head().borrow(), Seq(3));
@@ -102,7 +105,11 @@ pub async fn dispositions_park_and_release(harness: &dyn Harness) {
         assert_eq!(opened.storage().log.progress().await.expect("progress").parked, expected, "{disposition:?}");
         opened.close().await.expect("close");
         opened = open(&*place, &settings).await;
-        assert_eq!(opened.storage().log.progress().await.expect("progress").parked, expected, "{disposition:?}, reopened");
+        assert_eq!(
+            opened.storage().log.progress().await.expect("progress").parked,
+            expected,
+            "{disposition:?}, reopened"
+        );
     }
     // Each function has its own.
     for function in ["a", "b"] {
@@ -110,8 +117,16 @@ pub async fn dispositions_park_and_release(harness: &dyn Harness) {
         outcome.function = function.parse().expect("a function name");
         commit(&*opened.storage().log, outcome).await;
     }
-    let functions: Vec<String> =
-        opened.storage().log.progress().await.expect("progress").parked.iter().map(|p| p.function.to_string()).collect();
+    let functions: Vec<String> = opened
+        .storage()
+        .log
+        .progress()
+        .await
+        .expect("progress")
+        .parked
+        .iter()
+        .map(|p| p.function.to_string())
+        .collect();
     assert_eq!(functions, ["a", "b"]);
     opened.close().await.expect("close");
 }

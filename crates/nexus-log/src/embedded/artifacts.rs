@@ -51,13 +51,13 @@ impl Artifacts for EmbeddedArtifacts {
     }
 
     async fn get(&self, digest: Digest) -> Result<Option<Bytes>, StorageError> {
-        let read = move |shared: &Shared, _: &super::store::Store| {
-            match std::fs::read(shared.directory()?.artifacts().join(digest.hex())) {
-                Ok(bytes) if Digest::of(&bytes) == digest => Ok(Some(bytes.into())),
-                Ok(_) => Err(StorageError::Damaged(format!("artifact {digest} is not what was put"))),
-                Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(StorageError::Failed(format!("reading artifact {}: {e}", digest.short()))),
-            }
+        let read = move |shared: &Shared, _: &super::store::Store| match std::fs::read(
+            shared.directory()?.artifacts().join(digest.hex()),
+        ) {
+            Ok(bytes) if Digest::of(&bytes) == digest => Ok(Some(bytes.into())),
+            Ok(_) => Err(StorageError::Damaged(format!("artifact {digest} is not what was put"))),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StorageError::Failed(format!("reading artifact {}: {e}", digest.short()))),
         };
         self.shared.read(read).await
     }

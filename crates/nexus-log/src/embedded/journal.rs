@@ -111,7 +111,8 @@ enum Found {
 fn inspect(bytes: &[u8]) -> Found {
     let (mut valid, mut newest) = (0, None);
     // The checksum leaves the sequence number out; but it only ever goes up.
-    while let Some((end, seqno)) = batch(bytes, valid).filter(|(_, seqno)| newest.is_none_or(|newest| *seqno > newest)) {
+    while let Some((end, seqno)) = batch(bytes, valid).filter(|(_, seqno)| newest.is_none_or(|newest| *seqno > newest))
+    {
         (valid, newest) = (end, Some(seqno));
     }
     let rest = bytes.get(valid..).unwrap_or_default();
@@ -203,7 +204,11 @@ mod tests {
         }
         check("cut between batches", &|bytes| bytes.truncate(last), Found::Whole);
         check("a hole in the last", &|bytes| bytes[last + 50..last + 90].fill(0), Found::Torn { valid: last });
-        check("a hole in the third", &|bytes| bytes[ends[1] + 50..ends[1] + 90].fill(0), Found::Damaged { valid: ends[1] });
+        check(
+            "a hole in the third",
+            &|bytes| bytes[ends[1] + 50..ends[1] + 90].fill(0),
+            Found::Damaged { valid: ends[1] },
+        );
         check("the first byte", &|bytes| bytes[0] ^= 1, Found::Damaged { valid: 0 });
     }
 

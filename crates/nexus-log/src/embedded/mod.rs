@@ -1,15 +1,15 @@
 //! Storage in a directory of this machine: the default, without a server.
 //!
-//! One thread writes ([`writer`]). It takes all requests that wait, writes them as one batch of the store, syncs once
+//! One thread writes (`writer`). It takes all requests that wait, writes them as one batch of the store, syncs once
 //! and answers them all (group commit). Whoever reads does so beside it: what was just appended from memory
-//! ([`tail`]), everything else from the store, on the blocking pool.
+//! (`tail`), everything else from the store, on the blocking pool.
 //!
-//! * [`codec`]: keys and values, byte by byte.
-//! * [`store`]: the database's keyspaces and how they are tuned; errors.
-//! * [`queue`], [`request`], [`writer`], [`plan`]: the way of a write.
-//! * [`read`], [`log`], [`registry`], [`artifacts`]: the contract.
-//! * [`retain`]: what goes, and how its space comes back.
-//! * [`directory`], [`journal`]: the lock, the format, the check of the journal before it is opened.
+//! * `codec`: keys and values, byte by byte.
+//! * `store`: the database's keyspaces and how they are tuned; errors.
+//! * `queue`, `request`, `writer`, `plan`: the way of a write.
+//! * `read`, `log`, `registry`, `artifacts`: the contract.
+//! * `retain`: what goes, and how its space comes back.
+//! * `directory`, `journal`: the lock, the format, the check of the journal before it is opened.
 
 mod artifacts;
 mod codec;

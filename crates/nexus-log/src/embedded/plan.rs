@@ -132,8 +132,8 @@ impl<'a> Plan<'a> {
             return Err(StorageError::Invalid(format!("there is no event {seq} yet that could have an outcome")));
         }
         let invocation = codec::invocation_key(outcome.invocation_id);
-        let known = self.invocations.contains(&invocation)
-            || self.store.ids.contains_key(invocation).map_err(failed)?;
+        let known =
+            self.invocations.contains(&invocation) || self.store.ids.contains_key(invocation).map_err(failed)?;
         // Of an event that retention took (a late replay) nothing is kept; what it emitted is.
         if !known && seq >= self.state.counters.floor {
             let n = self.state.counters.next_outcome;
@@ -218,9 +218,7 @@ impl<'a> Plan<'a> {
         let counters = self.state.counters;
         let mut floor = removal.floor.min(counters.delivered_below).max(counters.floor);
         let stays = |event: &Removed, state: &State| {
-            event.seq < counters.floor
-                || event.seq >= counters.delivered_below
-                || state.parked.contains_key(&event.seq)
+            event.seq < counters.floor || event.seq >= counters.delivered_below || state.parked.contains_key(&event.seq)
         };
         let (stay, go): (Vec<_>, Vec<_>) = removal.events.into_iter().partition(|event| stays(event, self.state));
         for event in stay.iter().filter(|event| event.seq >= counters.floor) {
@@ -306,8 +304,7 @@ impl<'a> Plan<'a> {
             }
         }
         self.batch.insert(&self.store.meta, COUNTERS_KEY, self.state.counters.encode());
-        let published =
-            Published { appended: self.appended, blocks: self.blocks, tail_spoiled: self.tail_spoiled };
+        let published = Published { appended: self.appended, blocks: self.blocks, tail_spoiled: self.tail_spoiled };
         (self.batch, published)
     }
 

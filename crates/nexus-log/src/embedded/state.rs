@@ -34,8 +34,7 @@ impl Default for Counters {
 
 impl Counters {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let numbers =
-            [self.next_seq.0, self.next_outcome, self.floor.0, self.delivered_below.0, self.revision];
+        let numbers = [self.next_seq.0, self.next_outcome, self.floor.0, self.delivered_below.0, self.revision];
         std::iter::once(1).chain(numbers.into_iter().flat_map(u64::to_be_bytes)).collect()
     }
 
@@ -81,7 +80,9 @@ impl Block {
     }
 
     fn decode(value: &[u8]) -> Result<Self, StorageError> {
-        let instant = |at| Ok::<_, StorageError>((i64::from_be_bytes(bytes(value, at)?), i32::from_be_bytes(bytes(value, at + 8)?)));
+        let instant = |at| {
+            Ok::<_, StorageError>((i64::from_be_bytes(bytes(value, at)?), i32::from_be_bytes(bytes(value, at + 8)?)))
+        };
         Ok(Self {
             received_min: instant(1)?,
             received_max: instant(13)?,
@@ -114,7 +115,10 @@ pub(super) fn load(store: &Store) -> Result<(State, Blocks), StorageError> {
     if let Some(last) = store.events.last_key_value() {
         let last = codec::seq_at(&last.key().map_err(failed)?, 0)?;
         if last >= counters.next_seq {
-            return Err(StorageError::Damaged(format!("event {last} is there, but only those before {} were counted", counters.next_seq)));
+            return Err(StorageError::Damaged(format!(
+                "event {last} is there, but only those before {} were counted",
+                counters.next_seq
+            )));
         }
     }
     let mut parked: BTreeMap<Seq, BTreeMap<FunctionName, Parked>> = BTreeMap::new();

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fjall::config::{BlockSizePolicy, FilterPolicy, FilterPolicyEntry};
-use fjall::{AbstractTree as _, CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Slice};
+use fjall::{
+    AbstractTree as _, CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Slice,
+};
 use nexus_core::ids::Seq;
 use nexus_core::record::Record;
 
@@ -37,7 +39,8 @@ impl Store {
         // A database without this file was never fully made, so nothing can have been acknowledged from it, and
         // the library would refuse to make it again over the remains.
         if path.exists() && !path.join("version").exists() {
-            std::fs::remove_dir_all(path).map_err(|e| StorageError::Failed(format!("removing {}: {e}", path.display())))?;
+            std::fs::remove_dir_all(path)
+                .map_err(|e| StorageError::Failed(format!("removing {}: {e}", path.display())))?;
         }
         // The library asserts about what it reads; that must not take the process down.
         catch_unwind(AssertUnwindSafe(|| Self::open_unguarded(path)))
@@ -60,7 +63,9 @@ impl Store {
         // Read in order, a thousand at a time: larger blocks. Places that are asked for are mostly there: no filter at
         // the last level.
         let in_order = |o: KeyspaceCreateOptions| {
-            o.max_memtable_size(32 << 20).data_block_size_policy(BlockSizePolicy::all(16 << 10)).expect_point_read_hits(true)
+            o.max_memtable_size(32 << 20)
+                .data_block_size_policy(BlockSizePolicy::all(16 << 10))
+                .expect_point_read_hits(true)
         };
         Ok(Self {
             events: keyspace("events", in_order)?,
@@ -82,13 +87,19 @@ impl Store {
     /// has failed in the meantime. So its own bound is not reached.
     pub(super) fn settle(&self, patience: Duration) -> Result<(), StorageError> {
         let tables = [&self.events, &self.outcomes, &self.ids, &self.traces, &self.meta];
-        let behind = || tables.iter().any(|table| table.sealed_memtable_count() >= SEALED_MAX || table.tree.l0_run_count() >= RUNS_MAX);
+        let behind = || {
+            tables
+                .iter()
+                .any(|table| table.sealed_memtable_count() >= SEALED_MAX || table.tree.l0_run_count() >= RUNS_MAX)
+        };
         let until = Instant::now() + patience;
         while behind() {
             // Does nothing but say whether a background thread failed.
             self.db.persist(PersistMode::Buffer).map_err(failed)?;
             if Instant::now() >= until {
-                return Err(StorageError::Failed("the disk does not keep up with what is to be written out".to_owned()));
+                return Err(StorageError::Failed(
+                    "the disk does not keep up with what is to be written out".to_owned(),
+                ));
             }
             std::thread::park_timeout(Duration::from_millis(1));
         }

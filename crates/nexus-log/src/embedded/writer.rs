@@ -35,7 +35,8 @@ pub(super) fn start(config: EmbeddedConfig) -> Result<(Arc<Shared>, JoinHandle<(
         .map_err(|e| StorageError::Failed(format!("tidying {}: {e}", config.data_dir.display())))?;
     let shared = Arc::new(Shared::new(config, directory));
     let core = Core::open(&shared)?;
-    let writer = Writer { shared: shared.clone(), core: Some(core), old: None, pause: REOPEN_PAUSE_MIN, next_try: None };
+    let writer =
+        Writer { shared: shared.clone(), core: Some(core), old: None, pause: REOPEN_PAUSE_MIN, next_try: None };
     let thread = std::thread::Builder::new()
         .name("nexus-log".to_owned())
         .spawn(move || writer.run())
