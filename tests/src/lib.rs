@@ -1,9 +1,11 @@
 //! What the black-box tests have in common: the program as a process, a client, and receivers that are real.
 
+pub mod gate;
 pub mod otlp;
 pub mod privilege;
 pub mod problem;
 pub mod receiver;
+pub mod redact;
 pub mod server;
 pub mod spans;
 pub mod wait;

@@ -24,7 +24,11 @@ pub fn program() -> &'static Path {
         // This test's own program lies in TARGET/PROFILE/deps.
         let me = std::env::current_exe().expect("current program");
         let program = me.parent().and_then(Path::parent).expect("target folder").join("nexus");
-        assert!(program.is_file(), "{} is not built: run `cargo xtask test`, or `cargo build` first", program.display());
+        assert!(
+            program.is_file(),
+            "{} is not built: run `cargo xtask test`, or `cargo build` first",
+            program.display()
+        );
         program
     })
 }
@@ -283,9 +287,20 @@ impl Cli {
 
     /// Runs a command to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        self.command(args).output().expect("the program runs")
+    }
+
+    /// Runs a command to its end with this as its standard output.
+    pub fn run_to<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>, stdout: Stdio) -> Output {
+        let child = self.command(args).stdout(stdout).stderr(Stdio::piped()).spawn().expect("the program runs");
+        child.wait_with_output().expect("it ends")
+    }
+
+    /// A command that is not yet run.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(program());
         command.args(args).env("NEXUS_URL", &self.url).env_remove("RUST_BACKTRACE").stdin(Stdio::null());
-        command.output().expect("the program runs")
+        command
     }
 
     /// Runs a command that must succeed; its standard output.

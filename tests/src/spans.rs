@@ -66,10 +66,7 @@ fn from_json(span: &Value) -> Seen {
     let attribute = |a: &Value| {
         // `{"stringValue": "x"}`, `{"intValue": "1"}`, `{"boolValue": true}`: one member, whose name is the type.
         let value = a["value"].as_object().and_then(|o| o.values().next()).expect("a value");
-        (
-            a["key"].as_str().expect("a key").to_owned(),
-            value.as_str().map_or_else(|| value.to_string(), str::to_owned),
-        )
+        (a["key"].as_str().expect("a key").to_owned(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     };
     let kind = span["kind"].as_i64().and_then(|k| SpanKind::try_from(i32::try_from(k).ok()?).ok()).expect("a kind");
     Seen {

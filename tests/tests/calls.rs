@@ -35,13 +35,7 @@ async fn the_function_sees_the_request_as_it_is() {
 async fn a_path_is_the_functions_own() {
     let server = probe().await;
     // The probe knows none of these, and says which.
-    for (target, named) in [
-        ("", "/"),
-        ("/", "/"),
-        ("?q=1", "/"),
-        ("/a%2Fb//c/", "/a%2Fb//c/"),
-        ("/%ff", "/%ff"),
-    ] {
+    for (target, named) in [("", "/"), ("/", "/"), ("?q=1", "/"), ("/a%2Fb//c/", "/a%2Fb//c/"), ("/%ff", "/%ff")] {
         let (status, answer) = server.answer(server.request(Method::GET, &format!("/fn/probe{target}"))).await;
         assert_eq!((status, answer["error"].as_str()), (404, Some(&*format!("probe knows no {named}"))), "{target}");
     }
@@ -57,7 +51,8 @@ async fn the_response_comes_back_as_it_is() {
         let response = request.body(body).send().await.expect("an answer");
         assert_eq!((response.status().as_u16(), header(&response, "content-type")), (status, kind), "{path}");
         // The invocation's span, in the trace of the event; the event can be asked for at once.
-        let (trace, id) = (header(&response, "traceresponse").to_owned(), header(&response, "nexus-event-id").to_owned());
+        let (trace, id) =
+            (header(&response, "traceresponse").to_owned(), header(&response, "nexus-event-id").to_owned());
         assert_eq!(response.bytes().await.expect("a body"), expected, "{path}");
         let event = server.get(&format!("/v1/events/{id}")).await;
         let parts: Vec<_> = trace.split('-').collect();
@@ -87,7 +82,10 @@ async fn a_call_is_an_event_in_its_callers_trace() {
     let seen: Value = serde_json::from_str(&response.text().await.expect("text")).expect("JSON");
     let event = server.get(&format!("/v1/events/{id}")).await;
     assert_eq!((&event["trace_id"], &event["target"]), (&json!(trace), &json!("probe")));
-    assert_eq!((&event["event"]["type"], &event["event"]["source"]), (&json!("nexus.http.request"), &json!("/fn/probe")));
+    assert_eq!(
+        (&event["event"]["type"], &event["event"]["source"]),
+        (&json!("nexus.http.request"), &json!("/fn/probe"))
+    );
     let data = &event["event"]["data"];
     assert_eq!(
         json!([data["method"], data["path"], data["query"], data["body"], data["headers"]["content-type"]]),
@@ -155,7 +153,7 @@ async fn the_other_kinds_are_called_too() {
 #[tokio::test]
 async fn what_goes_wrong_is_a_problem_with_the_event() {
     let server = Server::start();
-    let limits = json!({"limits": {"timeout_ms": 200, "memory_mb": 16}});
+    let limits = json!({"limits": {"timeout_ms": 500, "memory_mb": 16}});
     server.deploy("probe", "probe", limits).await;
     for (path, status, kind, outcome) in [
         ("/trap", 500, "trap", "trap"),
@@ -165,7 +163,10 @@ async fn what_goes_wrong_is_a_problem_with_the_event() {
         ("/alloc?mb=64", 500, "out-of-memory", "out_of_memory"),
     ] {
         let response = server.request(Method::GET, &format!("/fn/probe{path}")).send().await.expect("an answer");
-        assert_eq!((response.status().as_u16(), header(&response, "content-type")), (status, "application/problem+json"));
+        assert_eq!(
+            (response.status().as_u16(), header(&response, "content-type")),
+            (status, "application/problem+json")
+        );
         let id = header(&response, "nexus-event-id").to_owned();
         let problem: Value = serde_json::from_str(&response.text().await.expect("text")).expect("JSON");
         assert_eq!(problem["type"], format!("urn:nexus:problem:{kind}"), "{path}: {problem}");
@@ -178,7 +179,10 @@ async fn what_goes_wrong_is_a_problem_with_the_event() {
     }
     for (name, status) in [("none", 404), ("No", 400)] {
         let response = server.request(Method::GET, &format!("/fn/{name}/x")).send().await.expect("an answer");
-        assert_eq!((response.status().as_u16(), header(&response, "content-type")), (status, "application/problem+json"));
+        assert_eq!(
+            (response.status().as_u16(), header(&response, "content-type")),
+            (status, "application/problem+json")
+        );
         assert!(!response.headers().contains_key("nexus-event-id"));
     }
 }

@@ -107,7 +107,8 @@ async fn a_duplicate_is_answered_with_the_first_receipt() {
     // Within a batch too, and beside events that are none.
     let batch = json!([event("2"), event("1"), event("2")]).to_string();
     let (_, answer) = server.answer(structured(&server, "application/cloudevents-batch+json", batch)).await;
-    let of = |key: &str| answer["events"].as_array().expect("receipts").iter().map(|r| r[key].clone()).collect::<Vec<_>>();
+    let of =
+        |key: &str| answer["events"].as_array().expect("receipts").iter().map(|r| r[key].clone()).collect::<Vec<_>>();
     assert_eq!(of("duplicate"), [false, true, true]);
     assert_eq!(of("seq")[1], first["seq"]);
     assert_eq!(of("seq")[0], of("seq")[2]);
@@ -136,7 +137,8 @@ const PAYLOAD: &str = r#"{"z":123456789012345678901234567890, "a" :1.10e2,
 #[tokio::test]
 async fn a_payload_is_kept_byte_for_byte() {
     let server = Server::start();
-    let (status, _) = server.answer(binary(&server, "binary").header("content-type", "application/json").body(PAYLOAD)).await;
+    let (status, _) =
+        server.answer(binary(&server, "binary").header("content-type", "application/json").body(PAYLOAD)).await;
     assert_eq!(status, 202);
     let whole = format!(r#"{{"specversion":"1.0","id":"structured","source":"/s","type":"t","data":{PAYLOAD}}}"#);
     server.answer(structured(&server, "application/cloudevents+json", whole.clone())).await;
@@ -198,7 +200,8 @@ async fn an_id_of_two_sources_needs_the_source() {
     other["source"] = "https://example.com/other?x=1".into();
     server.send(other.clone()).await;
     let (status, problem) = server.answer(server.request(Method::GET, "/v1/events/1")).await;
-    let mut sources: Vec<_> = problem["sources"].as_array().expect("sources").iter().filter_map(Value::as_str).collect();
+    let mut sources: Vec<_> =
+        problem["sources"].as_array().expect("sources").iter().filter_map(Value::as_str).collect();
     sources.sort_unstable();
     assert_eq!((status, sources), (409, vec!["/s", "https://example.com/other?x=1"]));
     let found = server.get("/v1/events/1?source=https%3A%2F%2Fexample.com%2Fother%3Fx%3D1").await;

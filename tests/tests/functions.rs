@@ -32,7 +32,6 @@ async fn each_kind_is_told_by_its_bytes() {
         assert!(first["digest"].as_str().is_some_and(|d| d.starts_with("sha256:") && d.len() == 7 + 64), "{first}");
         // The same bytes again are the same version.
         assert_eq!(put(&server, name, server::component(name)).await, (200, first), "{name}");
-        server.send(json!({"specversion": "1.0", "id": name, "source": "/s", "type": name})).await;
     }
     let list = server.get("/v1/functions").await;
     let names: Vec<_> = list["items"].as_array().expect("items").iter().map(|f| f["name"].clone()).collect();
@@ -139,7 +138,8 @@ async fn a_deleted_function_is_gone_and_its_events_stay() {
 async fn the_examples_deploy_by_their_folders() {
     let server = Server::start();
     let cli = Cli::of(&server);
-    let folders = ["examples", "tests/guests"].map(|d| std::fs::read_dir(server::repository().join(d)).expect("a folder"));
+    let folders =
+        ["examples", "tests/guests"].map(|d| std::fs::read_dir(server::repository().join(d)).expect("a folder"));
     let mut deployed = 0;
     for folder in folders.into_iter().flatten().map(|f| f.expect("an entry").path()) {
         let Ok(manifest) = std::fs::read_to_string(folder.join("nexus.toml")) else { continue };

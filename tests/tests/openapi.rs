@@ -57,7 +57,11 @@ async fn what_the_document_does_not_name_is_not_there() {
     }
     for path in ["/v1", "/v1/", "/v2/events", "/v1/events/", "/fn", "/fn/", "/v1/functions/none/none", "/index.html"] {
         let response = server.request(Method::GET, path).send().await.expect("an answer");
-        assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (404, &"application/problem+json".parse().expect("a value")), "{path}");
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["content-type"]),
+            (404, &"application/problem+json".parse().expect("a value")),
+            "{path}"
+        );
         let problem: Value = serde_json::from_str(&response.text().await.expect("text")).expect("JSON");
         assert_eq!(problem["status"], 404, "{path}");
     }

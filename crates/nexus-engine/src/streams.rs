@@ -15,6 +15,8 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 /// The longest line that is kept, in bytes; the rest of it becomes the next line.
 const LINE_BYTES_MAX: usize = 8 << 10;
+/// The most lines that are kept of one invocation: an empty one has no bytes, but is not free.
+const LINES_MAX: usize = 4096;
 /// How much a guest may write at once.
 const WRITE_BYTES_MAX: usize = 64 << 10;
 
@@ -36,7 +38,7 @@ impl Lines {
     }
 
     fn push(&mut self, stream: LogStream, line: &[u8]) {
-        if line.len() > self.bytes_left {
+        if line.len() > self.bytes_left || self.lines.len() >= LINES_MAX {
             self.dropped += 1;
             return;
         }
@@ -213,6 +215,9 @@ mod tests {
         let (lines, _) = lines_of(&[&long], 1 << 20);
         assert_eq!(lines.iter().map(String::len).collect::<Vec<_>>(), [LINE_BYTES_MAX, LINE_BYTES_MAX, 1]);
         assert_eq!(lines_of(&[b"123456\n123456\n1\n"], 8), (vec!["123456".into(), "1".into()], 1));
+        let empty = vec![b'\n'; LINES_MAX + 3];
+        let (lines, dropped) = lines_of(&[&empty], 1000);
+        assert_eq!((lines.len(), dropped), (LINES_MAX, 3));
     }
 
     #[test]

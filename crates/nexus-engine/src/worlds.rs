@@ -112,14 +112,14 @@ impl Engine {
         let ProfileEngine { wasmtime, linkers, .. } = self.profile(profile);
         let world = match artifact {
             Artifact::Component(component) => {
-                let kind = kind::of_component(wasmtime, &component)?;
                 let imports = || {
                     let ty = component.component_type();
                     ty.imports(wasmtime).map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
                 };
                 let unlinked = |e: wasmtime::Error| missing_import(&e, imports().into_iter());
+                // Linked before its exports are looked at: a component of another host lacks both, and its import says more.
                 let pre = linkers.component.instantiate_pre(&component).map_err(unlinked)?;
-                match kind {
+                match kind::of_component(wasmtime, &component)? {
                     FunctionKind::WasiHttp => World::Http(ProxyPre::new(pre).map_err(unlinked)?),
                     FunctionKind::WasiCli => World::Cli(CommandPre::new(pre).map_err(unlinked)?),
                     FunctionKind::NexusFunction | FunctionKind::Preview1 => {
@@ -131,10 +131,11 @@ impl Engine {
                 }
             }
             Artifact::Module(module) => {
-                kind::of_module(&module)?;
                 let imports = || module.imports().map(|i| format!("{}::{}", i.module(), i.name())).collect::<Vec<_>>();
                 let unlinked = |e: wasmtime::Error| missing_import(&e, imports().into_iter());
-                World::Preview1(linkers.module.instantiate_pre(&module).map_err(unlinked)?)
+                let pre = linkers.module.instantiate_pre(&module).map_err(unlinked)?;
+                kind::of_module(&module)?;
+                World::Preview1(pre)
             }
         };
         Ok(Arc::new(Loaded { engine: self.clone(), profile, world }))

@@ -179,10 +179,10 @@ pub trait Log: Send + Sync + 'static {
     fn head(&self) -> watch::Receiver<Seq>;
 
     /// Events from a place on, in order, at most `max`. Those that retention took are left out.
-    async fn read(&self, from: Seq, max: usize) -> Result<Vec<Record>, StorageError>;
+    async fn read(&self, from: Seq, max: usize) -> Result<Vec<Arc<Record>>, StorageError>;
 
     /// The event at a place.
-    async fn get(&self, seq: Seq) -> Result<Option<Record>, StorageError>;
+    async fn get(&self, seq: Seq) -> Result<Option<Arc<Record>>, StorageError>;
 
     /// Events with this `id`, of all sources or of one; the newest of each source, at most 100.
     async fn find(&self, id: &str, source: Option<&str>) -> Result<Vec<Record>, StorageError>;

@@ -74,7 +74,7 @@ async fn ids(log: &dyn Log) -> Vec<String> {
         let records = log.read(from, 100).await.expect("read");
         let Some(last) = records.last() else { return ids };
         from = last.seq.next();
-        ids.extend(records.into_iter().map(|record| record.entry.event.id));
+        ids.extend(records.iter().map(|record| record.entry.event.id.clone()));
     }
 }
 

@@ -235,12 +235,12 @@ impl Run {
     /// Everything that can be asked, against the model.
     async fn compare(&self) {
         let log = self.log();
-        let expected: Vec<Record> =
-            self.model.events.iter().map(|(seq, entry)| Record { seq: *seq, entry: entry.clone() }).collect();
+        let whole = |(seq, entry): (&Seq, &NewRecord)| Arc::new(Record { seq: *seq, entry: entry.clone() });
+        let expected: Vec<_> = self.model.events.iter().map(whole).collect();
         assert_eq!(log.read(Seq(0), 1000).await.expect("read"), expected);
         assert_eq!(*log.head().borrow(), Seq(self.model.next));
         for seq in (0..=self.model.next + 1).map(Seq) {
-            let entry = log.get(seq).await.expect("get").map(|record| record.entry);
+            let entry = log.get(seq).await.expect("get").map(|record| record.entry.clone());
             assert_eq!(entry.as_ref(), self.model.events.get(&seq), "{seq}");
             let outcomes = log.outcomes(seq).await.expect("outcomes");
             assert_eq!(outcomes, self.model.outcomes.get(&seq).cloned().unwrap_or_default(), "{seq}");

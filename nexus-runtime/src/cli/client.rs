@@ -4,6 +4,7 @@ use http::StatusCode;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
+use super::style::say;
 use super::{Failure, Global, Output};
 
 /// A server's API.
@@ -76,6 +77,12 @@ impl Client {
         json(self.send(self.request(Method::GET, path)).await?).await
     }
 
+    /// Gets JSON as the text that it is: payloads keep the order of their members, and every digit of their numbers.
+    pub async fn text(&self, path: &str) -> Result<String, Failure> {
+        let response = self.send(self.request(Method::GET, path)).await?;
+        response.text().await.map_err(|e| Failure::failed(format!("the answer broke off: {e}")))
+    }
+
     /// Gets JSON, or `None` where it is not there.
     pub async fn find(&self, path: &str) -> Result<Option<Value>, Failure> {
         match self.get(path).await {
@@ -96,7 +103,59 @@ pub fn encoded(part: &str) -> String {
     url::form_urlencoded::byte_serialize(part.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
+/// JSON with a line for each member. Only the white space between is new.
+pub fn indented(json: &str) -> String {
+    let (mut out, mut depth, mut quoted, mut escaped) = (String::new(), 0_usize, false, false);
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n("  ", depth));
+    };
+    for c in json.chars() {
+        if quoted {
+            out.push(c);
+            quoted = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+            continue;
+        }
+        let after_open = out.ends_with(['{', '[']);
+        match c {
+            c if c.is_ascii_whitespace() => continue,
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                if !after_open {
+                    line(&mut out, depth);
+                }
+            }
+            _ if after_open => line(&mut out, depth),
+            _ => {}
+        }
+        out.push(c);
+        match c {
+            '"' => quoted = true,
+            '{' | '[' => depth += 1,
+            ',' => line(&mut out, depth),
+            ':' => out.push(' '),
+            _ => {}
+        }
+    }
+    out
+}
+
 /// Prints JSON, readable.
 pub fn print_json(value: &Value) {
-    println!("{value:#}");
+    say!("{value:#}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::indented;
+
+    #[test]
+    fn indenting_changes_white_space_only() {
+        let check = |json: &str, expected: &str| assert_eq!(indented(json), expected, "{json}");
+        check("{}", "{}");
+        check("[ ]", "[]");
+        check(r#"{"b":1e400,"a":[1, "x,{\"}"]}"#, "{\n  \"b\": 1e400,\n  \"a\": [\n    1,\n    \"x,{\\\"}\"\n  ]\n}");
+        check(r#""\\""#, r#""\\""#);
+    }
 }

@@ -12,6 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, json as body_json, print_json};
+use super::style::say;
 use super::{Done, Failure, Output};
 use crate::manifest::{FILE, Manifest};
 
@@ -96,7 +97,7 @@ pub async fn run(args: DeployArgs, client: &Client) -> Done {
                 deployed.get(key).map_or_else(String::new, |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
             };
             let what = if created { "deployed" } else { "unchanged" };
-            println!("{what} {} version {} ({})", text("name"), text("version"), text("kind"));
+            say!("{what} {} version {} ({})", text("name"), text("version"), text("kind"));
         }
     }
     Ok(ExitCode::SUCCESS)

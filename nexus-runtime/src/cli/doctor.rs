@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::client::{Client, print_json};
+use super::style::say;
 use super::{Done, Output, style};
 
 /// Arguments of `nexus doctor`.
@@ -46,10 +47,10 @@ pub async fn run(args: DoctorArgs, client: &Client) -> Done {
         Output::Text => {
             for finding in &findings {
                 let mark = if finding.ok { style::paint("ok     ", 32) } else { style::paint("missing", 33) };
-                println!("{mark}  {:<40} {}", finding.name, finding.says);
+                say!("{mark}  {:<40} {}", finding.name, finding.says);
             }
             if !all_well {
-                println!("\nWhat is missing costs only what is named; everything else works.");
+                say!("\nWhat is missing costs only what is named; everything else works.");
             }
         }
     }

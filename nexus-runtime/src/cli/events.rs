@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::client::{Client, encoded, print_json};
+use super::client::{Client, encoded, indented};
+use super::style::say;
 use super::{Done, Output, style};
 
 /// How often `tail` asks.
@@ -98,10 +99,10 @@ impl ListArgs {
 pub async fn run(args: EventsArgs, client: &Client) -> Done {
     match args.command.unwrap_or(Command::List(args.list)) {
         Command::List(list) => {
-            let page = client.get(&list.path()).await?;
             if client.output == Output::Json {
-                print_json(&page);
+                say!("{}", indented(&client.text(&list.path()).await?));
             } else {
+                let page = client.get(&list.path()).await?;
                 let rows: Vec<_> = page["items"].as_array().into_iter().flatten().map(row).collect();
                 style::table(&["SEQ", "RECEIVED", "STATUS", "TYPE", "ID", "FUNCTIONS"], &rows);
                 if !page["next"].is_null() {
@@ -111,11 +112,10 @@ pub async fn run(args: EventsArgs, client: &Client) -> Done {
         }
         Command::Get { id, source } => {
             let source = source.map(|s| format!("?source={}", encoded(&s))).unwrap_or_default();
-            let event = client.get(&format!("/v1/events/{}{source}", encoded(&id))).await?;
-            if client.output == Output::Json {
-                print_json(&event);
-            } else {
-                show(&event);
+            let path = format!("/v1/events/{}{source}", encoded(&id));
+            match client.output {
+                Output::Json => say!("{}", indented(&client.text(&path).await?)),
+                Output::Text => show(&client.get(&path).await?),
             }
         }
         Command::Tail(list) => tail(&list, client).await?,
@@ -133,8 +133,8 @@ async fn tail(list: &ListArgs, client: &Client) -> Result<(), super::Failure> {
         let seen = *last.get_or_insert(newest);
         for event in items.iter().rev().filter(|e| e["seq"].as_u64() > Some(seen)) {
             match client.output {
-                Output::Json => println!("{event}"),
-                Output::Text => println!("{}", row(event).join("  ")),
+                Output::Json => say!("{event}"),
+                Output::Text => say!("{}", row(event).join("  ")),
             }
         }
         last = Some(newest.max(seen));
@@ -164,7 +164,7 @@ fn row(event: &Value) -> Vec<String> {
 /// The story of one event.
 fn show(event: &Value) {
     let e = &event["event"];
-    println!("event      {}  {}", text(&e["id"]), style::status(&text(&event["status"])));
+    say!("event      {}  {}", text(&e["id"]), style::status(&text(&event["status"])));
     for (name, value) in [
         ("type", &e["type"]),
         ("source", &e["source"]),
@@ -174,22 +174,22 @@ fn show(event: &Value) {
         ("seq", &event["seq"]),
     ] {
         if !value.is_null() {
-            println!("{name:<10} {}", text(value));
+            say!("{name:<10} {}", text(value));
         }
     }
     if !event["cause"].is_null() {
-        println!(
+        say!(
             "caused by  invocation {} of event seq {}",
             text(&event["cause"]["invocation_id"]),
             event["cause"]["seq"]
         );
     }
     if !e["data"].is_null() {
-        println!("data       {}", style::cut(&style::safe(&e["data"].to_string()), 400));
+        say!("data       {}", style::cut(&style::safe(&e["data"].to_string()), 400));
     }
     let invocations = event["invocations"].as_array().cloned().unwrap_or_default();
     if invocations.is_empty() {
-        println!(
+        say!(
             "\nno invocation{}",
             if event["status"] == "done" { ": no function has a trigger that matches it" } else { " yet" }
         );
@@ -197,7 +197,7 @@ fn show(event: &Value) {
     for i in &invocations {
         let replay =
             if i["replay_of"].is_null() { String::new() } else { format!("  replay of {}", text(&i["replay_of"])) };
-        println!(
+        say!(
             "\n{} version {} attempt {}  {}  {}{replay}",
             style::paint(&text(&i["function"]), 1),
             i["version"],
@@ -205,19 +205,19 @@ fn show(event: &Value) {
             style::status(&text(&i["status"])),
             style::duration(i["duration_ns"].as_u64().unwrap_or(0)),
         );
-        println!("  invocation {}  started {}", text(&i["invocation_id"]), text(&i["started_at"]));
+        say!("  invocation {}  started {}", text(&i["invocation_id"]), text(&i["started_at"]));
         if !i["error"].is_null() {
-            println!("  error      {}", text(&i["error"]));
+            say!("  error      {}", text(&i["error"]));
         }
         if !i["retry_at"].is_null() {
-            println!("  next try   {}", text(&i["retry_at"]));
+            say!("  next try   {}", text(&i["retry_at"]));
         }
         for call in i["host_calls"].as_array().into_iter().flatten() {
             let answer = if call["error"].is_null() { text(&call["status"]) } else { text(&call["error"]) };
-            println!("  called     {} {}  {answer}", text(&call["method"]), text(&call["url"]));
+            say!("  called     {} {}  {answer}", text(&call["method"]), text(&call["url"]));
         }
         for id in i["emitted"].as_array().into_iter().flatten() {
-            println!("  emitted    {}", text(id));
+            say!("  emitted    {}", text(id));
         }
         if !i["output"].is_null() {
             let output = &i["output"];
@@ -226,10 +226,10 @@ fn show(event: &Value) {
             } else {
                 output["data"].to_string()
             };
-            println!("  output     {}", style::cut(&style::safe(&data), 400));
+            say!("  output     {}", style::cut(&style::safe(&data), 400));
         }
         for line in i["logs"].as_array().into_iter().flatten() {
-            println!("  {:<10} {}", text(&line["stream"]), text(&line["line"]));
+            say!("  {:<10} {}", text(&line["stream"]), text(&line["line"]));
         }
         super::trace::print_kernel(&i["kernel"], "  ");
     }

@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::client::{Client, print_json};
+use super::style::say;
 use super::{Done, Output, style};
 
 /// Arguments of `nexus functions`.
@@ -67,7 +68,7 @@ pub async fn run(args: FunctionsArgs, client: &Client) -> Done {
         Command::Delete { name } => {
             client.send(client.request(Method::DELETE, &format!("/v1/functions/{name}"))).await?;
             if client.output == Output::Text {
-                println!("deleted {name}");
+                say!("deleted {name}");
             }
         }
     }

@@ -18,6 +18,7 @@ mod trace;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use client::Client;
@@ -153,7 +154,10 @@ enum Command {
 
 /// Parses the command line and does what it says.
 pub fn run() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+    let Cli { global, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let done = match command {
         Command::Dev(args) => dev::run(args),
         Command::Serve(args) => serve::run(args),
@@ -169,6 +173,24 @@ pub fn run() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Help and version go out as they are; wrong usage is one line, like every other error.
+fn usage(error: &clap::Error) -> ExitCode {
+    let whole = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if whole {
+        // Where it cannot be printed there is nobody to tell.
+        let _ = error.print();
+    } else {
+        let text = error.render().to_string();
+        let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("For more information"));
+        let line = lines.collect::<Vec<_>>().join(" ");
+        eprintln!("nexus: {}; --help says more", line.trim_start_matches("error: ").replace(" Usage:", "; usage:"));
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 async fn run_client(command: Command, global: Global) -> Done {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use nexus_core::ids::FunctionName;
 
+use super::style::say;
 use super::{Done, Failure};
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -60,7 +61,7 @@ pub fn run(args: &NewArgs) -> Done {
     for (path, text) in files {
         write(&dir.join(path), &text.replace("{{name}}", args.name.as_str()))?;
     }
-    println!("made {0}\nnext:\n  nexus build {0}\n  nexus deploy {0}", dir.display());
+    say!("made {0}\nnext:\n  nexus build {0}\n  nexus deploy {0}", dir.display());
     Ok(ExitCode::SUCCESS)
 }
 

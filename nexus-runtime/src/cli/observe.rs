@@ -7,6 +7,7 @@ use clap::Args;
 use nexus_collector::{Probes, ProbesConfig, observe};
 use serde_json::json;
 
+use super::style::say;
 use super::{Done, Failure, Output, style, trace};
 
 /// Arguments of `nexus observe`.
@@ -28,15 +29,15 @@ pub fn run(args: ObserveArgs, output: Output) -> Done {
     match output {
         Output::Json => {
             let command: Vec<_> = args.command.iter().map(|a| a.to_string_lossy()).collect();
-            println!(
+            say!(
                 "{}",
                 json!({"command": command, "exit_code": observed.exit_code, "duration_ns": duration_ns, "kernel": kernel})
             );
         }
         // The program's own output went to standard output; the account follows it, apart.
         Output::Text => {
-            println!();
-            println!(
+            say!();
+            say!(
                 "exit code  {}  after {}  {} tasks",
                 observed.exit_code,
                 style::duration(duration_ns),

@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, encoded, json as body_json, print_json};
+use super::style::say;
 use super::{Done, Failure, Output, style};
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -96,26 +97,26 @@ async fn subject(args: &ReplayArgs, client: &Client) -> Result<Value, Failure> {
 
 fn show(replay: &Value) {
     let text = |v: &Value| style::safe(&v.as_str().map_or_else(|| v.to_string(), str::to_owned));
-    println!("replay {}  {}", text(&replay["replay_id"]), style::status(&text(&replay["status"])));
+    say!("replay {}  {}", text(&replay["replay_id"]), style::status(&text(&replay["status"])));
     for result in replay["results"].as_array().into_iter().flatten() {
-        println!(
+        say!(
             "  {} of event {}  {}",
             text(&result["function"]),
             text(&result["event_id"]),
             style::status(&text(&result["verdict"]))
         );
         if !result["replay_of"].is_null() {
-            println!("    invocation {} replays {}", text(&result["invocation_id"]), text(&result["replay_of"]));
+            say!("    invocation {} replays {}", text(&result["invocation_id"]), text(&result["replay_of"]));
         }
         if !result["divergence"].is_null() {
-            println!("    differs in {}", text(&result["divergence"]));
+            say!("    differs in {}", text(&result["divergence"]));
         }
         if !result["diff"].is_null() {
-            println!("    before     {}", style::cut(&style::safe(&result["diff"]["before"].to_string()), 400));
-            println!("    after      {}", style::cut(&style::safe(&result["diff"]["after"].to_string()), 400));
+            say!("    before     {}", style::cut(&style::safe(&result["diff"]["before"].to_string()), 400));
+            say!("    after      {}", style::cut(&style::safe(&result["diff"]["after"].to_string()), 400));
         }
     }
-    println!(
+    say!(
         "{} of {} done: {} identical, {} diverged, {} failed",
         replay["done"], replay["total"], replay["identical"], replay["diverged"], replay["failed"]
     );

@@ -13,6 +13,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, json as body_json, print_json};
+use super::style::say;
 use super::{Done, Failure, Output};
 
 /// Arguments of `nexus send`.
@@ -116,7 +117,7 @@ pub async fn send(args: SendArgs, client: &Client) -> Done {
         Output::Text => {
             let receipt = &answer["events"][0];
             let duplicate = if receipt["duplicate"] == true { "  (duplicate of one that is in the log)" } else { "" };
-            println!("event {}  trace {}{duplicate}", event.id, receipt["trace_id"].as_str().unwrap_or("unknown"));
+            say!("event {}  trace {}{duplicate}", event.id, receipt["trace_id"].as_str().unwrap_or("unknown"));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -153,7 +154,7 @@ pub async fn invoke(args: InvokeArgs, client: &Client) -> Done {
         Output::Text => {
             std::io::stdout().write_all(&body)?;
             if body.last().is_some_and(|b| *b != b'\n') && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-                println!();
+                say!();
             }
             eprintln!("status {status}  event {}  trace {}", event.unwrap_or_default(), trace.unwrap_or_default());
         }

@@ -1,5 +1,6 @@
 //! `nexus serve`, and what `nexus dev` shares with it.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -113,7 +114,8 @@ pub fn serve<F: Future<Output = ()> + Send + 'static>(
         let signals = tokio::spawn(stop_on_signal(stop.clone()));
         let server = Server::start(config, kernel, stop.clone()).await?;
         let beside = tokio::spawn(beside(&server, stop.clone()));
-        println!("ready on http://{}", server.address);
+        // Whoever started it may have stopped listening; the server goes on.
+        let _ = writeln!(std::io::stdout(), "ready on http://{}", server.address);
         let ended = server.run_to_end().await;
         beside.abort();
         signals.abort();

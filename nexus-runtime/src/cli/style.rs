@@ -1,6 +1,25 @@
 //! Colour where there is a terminal, and numbers that can be read.
 
-use std::io::IsTerminal;
+use std::fmt::Arguments;
+use std::io::{ErrorKind, IsTerminal, Write};
+
+/// A line of data on standard output. Unlike `println!` it ends the program quietly when nobody reads on (`nexus … | head`),
+/// and with an error where it cannot be written.
+macro_rules! say {
+    () => { say!("") };
+    ($($arg:tt)*) => { $crate::cli::style::line(format_args!($($arg)*)) };
+}
+pub(super) use say;
+
+/// What `say!` does.
+pub fn line(text: Arguments<'_>) {
+    let Err(error) = writeln!(std::io::stdout().lock(), "{text}") else { return };
+    if error.kind() == ErrorKind::BrokenPipe {
+        std::process::exit(0);
+    }
+    eprintln!("nexus: standard output: {error}");
+    std::process::exit(1);
+}
 
 /// Whether standard output is a terminal that wants colour.
 pub fn colour() -> bool {
@@ -60,7 +79,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) {
                 text.push_str(&" ".repeat(widths[i].saturating_sub(visible(cell)) + 2));
             }
         }
-        println!("{}", text.trim_end());
+        say!("{}", text.trim_end());
     };
     line(head.iter().map(|h| paint(h, 1)).collect());
     rows.iter().for_each(|row| line(row.clone()));

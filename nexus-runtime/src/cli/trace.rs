@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::{Client, encoded, print_json};
+use super::style::say;
 use super::{Done, Failure, Output, style};
 
 /// Columns of the bars.
@@ -27,7 +28,7 @@ pub async fn run(args: TraceArgs, client: &Client) -> Done {
     match client.output {
         Output::Json => print_json(&trace),
         Output::Text => {
-            println!("trace {trace_id}");
+            say!("trace {trace_id}");
             draw(&spans(&trace));
         }
     }
@@ -145,7 +146,7 @@ fn draw_span(span: &Span, depth: usize, begin: u64, whole: u64) {
     if let Some(error) = &span.error {
         notes.push(style::paint(&style::safe(error), 31));
     }
-    println!("{name:<NAME$} {bar} {:>9}  {}", style::duration(span.end.saturating_sub(span.start)), notes.join("  "));
+    say!("{name:<NAME$} {bar} {:>9}  {}", style::duration(span.end.saturating_sub(span.start)), notes.join("  "));
     kernel_rows(span, depth);
 }
 
@@ -155,7 +156,7 @@ fn kernel_rows(span: &Span, depth: usize) {
     let indent = "  ".repeat(depth + 1);
     if mode == "off" {
         let reason = span.attributes.get("nexus.kernel.reason").and_then(Value::as_str).unwrap_or("unknown");
-        return println!("{indent}{}", style::paint(&format!("kernel: not watched ({})", style::safe(reason)), 2));
+        return say!("{indent}{}", style::paint(&format!("kernel: not watched ({})", style::safe(reason)), 2));
     }
     let mut calls: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
     for (key, value) in &span.attributes {
@@ -166,7 +167,7 @@ fn kernel_rows(span: &Span, depth: usize) {
     let mut rows: Vec<_> = calls.into_iter().collect();
     rows.sort_by_key(|(_, numbers)| std::cmp::Reverse(numbers.get("time_ns").copied()));
     if rows.is_empty() {
-        println!("{indent}{}", style::paint("kernel: no system call", 2));
+        say!("{indent}{}", style::paint("kernel: no system call", 2));
     }
     for (name, numbers) in rows {
         let of = |what: &str| numbers.get(what).copied().unwrap_or(0);
@@ -177,13 +178,13 @@ fn kernel_rows(span: &Span, depth: usize) {
             style::duration(of("time_ns")),
             style::duration(of("max_ns"))
         );
-        println!("{}", style::paint(&text, 2));
+        say!("{}", style::paint(&text, 2));
     }
     for (name, ns) in &span.slow {
-        println!("{}", style::paint(&format!("{indent}slow: {name} {}", style::duration(*ns)), 33));
+        say!("{}", style::paint(&format!("{indent}slow: {name} {}", style::duration(*ns)), 33));
     }
     if span.attributes.get("nexus.kernel.complete") == Some(&Value::Bool(false)) {
-        println!("{indent}{}", style::paint("kernel: incomplete, something was missed", 33));
+        say!("{indent}{}", style::paint("kernel: incomplete, something was missed", 33));
     }
 }
 
@@ -191,16 +192,16 @@ fn kernel_rows(span: &Span, depth: usize) {
 pub fn print_kernel(kernel: &Value, indent: &str) {
     if kernel["mode"] == "off" || kernel["mode"].is_null() {
         let reason = kernel["reason"].as_str().unwrap_or("unknown");
-        return println!("{indent}kernel     not watched: {}", style::safe(reason));
+        return say!("{indent}kernel     not watched: {}", style::safe(reason));
     }
     let calls = kernel["syscalls"].as_object().cloned().unwrap_or_default();
     let sum = |what: &str| calls.values().map(|c| number(&c[what])).sum::<u64>();
-    println!("{indent}kernel     {} system calls, {}", sum("count"), style::duration(sum("total_ns")));
+    say!("{indent}kernel     {} system calls, {}", sum("count"), style::duration(sum("total_ns")));
     let mut rows: Vec<_> = calls.iter().collect();
     rows.sort_by_key(|(_, c)| std::cmp::Reverse(number(&c["total_ns"])));
     for (name, c) in rows {
         let errors = if number(&c["errors"]) > 0 { format!("  {} errors", c["errors"]) } else { String::new() };
-        println!(
+        say!(
             "{indent}           {name:<18} {:>8}  {:>9}  longest {:>9}{errors}",
             c["count"].to_string(),
             style::duration(number(&c["total_ns"])),
@@ -208,6 +209,6 @@ pub fn print_kernel(kernel: &Value, indent: &str) {
         );
     }
     if kernel["complete"] == false {
-        println!("{indent}           incomplete: something was missed (lost {})", kernel["lost"]);
+        say!("{indent}           incomplete: something was missed (lost {})", kernel["lost"]);
     }
 }

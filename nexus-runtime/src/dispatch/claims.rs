@@ -68,7 +68,7 @@ impl Claim {
             // Letting go of the last count moves the mark, which takes another lock: not under this one.
             Some(State::Seen(in_flight)) => {
                 drop(claims);
-                drop(in_flight);
+                in_flight.settle();
             }
             Some(State::Over) | None => {}
         }
@@ -86,9 +86,8 @@ impl Drop for Claim {
         if self.ended {
             return;
         }
+        // What was in flight goes unsettled, which takes another lock: not under this one.
         let state = self.dispatcher.claims.0.lock().remove(&self.event_id);
-        if let Some(State::Seen(in_flight)) = state {
-            in_flight.abandon();
-        }
+        drop(state);
     }
 }

@@ -4,6 +4,7 @@
 //! how far delivery has come is told to the log, so that a restart begins there.
 
 mod claims;
+mod lanes;
 mod retries;
 mod tracker;
 
@@ -15,13 +16,13 @@ use nexus_core::ids::{FunctionName, Seq};
 use nexus_core::outcome::{Disposition, TriggerKind};
 use nexus_core::record::Record;
 use nexus_log::{Parked, StorageError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::Entry;
 use crate::gateway::http_event;
 use crate::line::{Delivery, Line};
+use lanes::Work;
 
 pub use claims::Claim;
 
@@ -38,6 +39,7 @@ pub struct Dispatcher {
     tracker: tracker::Tracker,
     claims: claims::Claims,
     retries: retries::Retries,
+    lanes: lanes::Lanes,
     room: Arc<Semaphore>,
     room_kib: u32,
     deliveries: TaskTracker,
@@ -63,6 +65,7 @@ impl Dispatcher {
             tracker: tracker::Tracker::default(),
             claims: claims::Claims::default(),
             retries: retries::Retries::default(),
+            lanes: lanes::Lanes::new(room_kib),
             room: Arc::new(Semaphore::new(room_kib as usize)),
             room_kib,
             deliveries: TaskTracker::new(),
@@ -93,7 +96,7 @@ impl Dispatcher {
                 // Retention may have taken what is not there any more; it takes only what is delivered.
                 let last = records.last().map_or(until, |r| r.seq);
                 for record in records {
-                    self.take(Arc::new(record), recovered_to).await;
+                    self.take(record, recovered_to).await;
                 }
                 next = last.next();
                 self.tracker.read_below(next);
@@ -102,8 +105,9 @@ impl Dispatcher {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
-                changed = head.changed() => if changed.is_err() { return Ok(()) },
+                // Before the new ones: under a load that never pauses they would never come to their turn.
                 parked = self.retries.due() => self.retry(parked).await,
+                changed = head.changed() => if changed.is_err() { return Ok(()) },
                 // An idle dispatcher has news for the log too: deliveries end.
                 () = self.tracker.moved() => self.tell(&log).await,
             }
@@ -168,15 +172,14 @@ impl Dispatcher {
         if record.entry.target.is_some() && self.claims.seen(self, &record) {
             return;
         }
-        let view = self.line.catalog.view();
-        let mut targets: Vec<(FunctionName, Option<Arc<Entry>>)> = match &record.entry.target {
-            Some(name) => vec![(name.clone(), view.get(name).cloned())],
-            None => view.route(&record.entry.event).map(|e| (e.function.name.clone(), Some(e.clone()))).collect(),
+        let mut targets: Vec<FunctionName> = match &record.entry.target {
+            Some(name) => vec![name.clone()],
+            None => self.line.catalog.view().route(&record.entry.event).map(|e| e.function.name.clone()).collect(),
         };
         if record.seq <= recovered_to && !targets.is_empty() {
             // A crash may have come after some of the outcomes were written.
             match self.settled(record.seq).await {
-                Ok(settled) => targets.retain(|(name, _)| !settled.contains(name)),
+                Ok(settled) => targets.retain(|name| !settled.contains(name)),
                 Err(error) => tracing::error!(%error, seq = record.seq.0, "outcomes cannot be read"),
             }
         }
@@ -184,9 +187,13 @@ impl Dispatcher {
             return;
         }
         let in_flight = self.tracker.begin(record.seq, targets.len());
-        for (name, entry) in targets {
-            let room = self.room_for(&record).await;
-            self.spawn_delivery(record.clone(), name, entry, 1, in_flight.clone(), room);
+        for name in targets {
+            tokio::select! {
+                // What is not begun stays unsettled.
+                () = self.stop.cancelled() => return,
+                () = self.lanes.place_to_wait() => {}
+            }
+            self.begin(&record, name, 1, in_flight.clone());
         }
     }
 
@@ -200,58 +207,71 @@ impl Dispatcher {
             .collect())
     }
 
-    async fn room_for(&self, record: &Record) -> Option<OwnedSemaphorePermit> {
+    /// Begins a delivery, or lets it wait for those of its function that are before it.
+    fn begin(self: &Arc<Self>, record: &Arc<Record>, name: FunctionName, attempt: u32, in_flight: tracker::InFlight) {
         let bytes = record.entry.event.data.as_ref().map_or(0, |d| d.as_bytes().len());
         let kib = u32::try_from(DELIVERY_KIB + bytes / 1024).unwrap_or(u32::MAX).min(self.room_kib);
-        // Never closed: an error cannot be.
-        self.room.clone().acquire_many_owned(kib).await.ok()
+        let work = Work { seq: record.seq, name, attempt, kib, record: Some(record.clone()), in_flight };
+        if let Some(work) = self.lanes.enter(work) {
+            self.spawn_delivery(work);
+        }
     }
 
-    fn spawn_delivery(
-        self: &Arc<Self>,
-        record: Arc<Record>,
-        name: FunctionName,
-        entry: Option<Arc<Entry>>,
-        attempt: u32,
-        in_flight: tracker::InFlight,
-        room: Option<OwnedSemaphorePermit>,
-    ) {
-        let this = self.clone();
+    fn spawn_delivery(self: &Arc<Self>, mut work: Work) {
+        let room = self.room.clone().try_acquire_many_owned(work.kib).ok();
+        if room.is_none() {
+            // It is not to hold in memory what there is no room for.
+            work.record = None;
+        }
+        let running = Running { dispatcher: self.clone(), work };
         self.deliveries.spawn(async move {
-            let _room = room;
-            loop {
-                match this.deliver_once(&record, &name, entry.as_ref(), attempt).await {
-                    Ok(()) => break,
-                    Err(error) => {
-                        tracing::error!(%error, event_id = record.entry.event.id, "outcome not written; delivering again");
-                        this.pause().await;
-                        if this.stop.is_cancelled() {
-                            // Not settled: the next start finds it so.
-                            in_flight.abandon();
-                            return;
-                        }
-                    }
-                }
+            let Running { dispatcher, work } = &running;
+            let _room = match room {
+                Some(room) => Some(room),
+                // Never closed: an error cannot be.
+                None => dispatcher.room.clone().acquire_many_owned(work.kib).await.ok(),
+            };
+            if dispatcher.deliver(work).await {
+                work.in_flight.settle();
             }
-            drop(in_flight);
         });
     }
 
-    async fn deliver_once(
-        &self,
-        record: &Arc<Record>,
-        name: &FunctionName,
-        entry: Option<&Arc<Entry>>,
-        attempt: u32,
-    ) -> Result<(), StorageError> {
-        let Some((entry, version)) = entry.and_then(|e| Some((e, e.function.current()?.clone()))) else {
+    /// Delivers until there is an outcome. `false` if the server stops before: the next start finds it so.
+    async fn deliver(&self, work: &Work) -> bool {
+        loop {
+            let delivered = match &work.record {
+                Some(record) => self.deliver_once(record, work).await,
+                None => match self.line.storage.log.get(work.seq).await {
+                    Ok(Some(record)) => self.deliver_once(&record, work).await,
+                    // Retention takes nothing that is not delivered.
+                    Ok(None) => {
+                        tracing::error!(seq = work.seq.0, "an event to be delivered is not in the log");
+                        return true;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            let Err(error) = delivered else { return true };
+            tracing::error!(%error, seq = work.seq.0, function = %work.name, "no outcome written; delivering again");
+            self.pause().await;
+            if self.stop.is_cancelled() {
+                return false;
+            }
+        }
+    }
+
+    async fn deliver_once(&self, record: &Arc<Record>, work: &Work) -> Result<(), StorageError> {
+        let (name, attempt) = (&work.name, work.attempt);
+        let entry = self.line.catalog.view().get(name).cloned();
+        let Some((entry, version)) = entry.and_then(|e| Some((e.clone(), e.function.current()?.clone()))) else {
             return self.line.give_up(record, name.clone(), attempt).await;
         };
         // A call whose process died before it was answered: it runs all the same, for it was in the log.
         let http = record.entry.target.as_ref().and_then(|_| http_event::request_of(&record.entry.event));
         let delivery = Delivery {
             record: record.clone(),
-            entry: entry.clone(),
+            entry,
             version,
             attempt,
             trigger: if http.is_some() { TriggerKind::Http } else { TriggerKind::Pubsub },
@@ -268,7 +288,7 @@ impl Dispatcher {
     /// Tries a parked delivery again.
     async fn retry(self: &Arc<Self>, parked: Parked) {
         let record = match self.line.storage.log.get(parked.seq).await {
-            Ok(Some(record)) => Arc::new(record),
+            Ok(Some(record)) => record,
             // Parked events are never taken by retention.
             Ok(None) => return tracing::error!(seq = parked.seq.0, "a parked event is not in the log"),
             Err(error) => {
@@ -278,9 +298,23 @@ impl Dispatcher {
             }
         };
         self.line.telemetry.retrying(&record, &parked.function);
-        let entry = self.line.catalog.view().get(&parked.function).cloned();
         let in_flight = self.tracker.begin_again(parked.seq);
-        let room = self.room_for(&record).await;
-        self.spawn_delivery(record, parked.function, entry, parked.attempt + 1, in_flight, room);
+        self.begin(&record, parked.function, parked.attempt + 1, in_flight);
+    }
+}
+
+/// A delivery that has its place in its function's lane, until it is dropped: also by a panic.
+struct Running {
+    dispatcher: Arc<Dispatcher>,
+    work: Work,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let next = self.dispatcher.lanes.leave(&self.work.name, self.work.kib);
+        // Once the server stops nothing more begins: it stays unsettled, for the next start.
+        if !self.dispatcher.stop.is_cancelled() {
+            next.into_iter().for_each(|work| self.dispatcher.spawn_delivery(work));
+        }
     }
 }

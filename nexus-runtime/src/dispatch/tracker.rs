@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nexus_core::ids::Seq;
 use parking_lot::Mutex;
@@ -58,13 +58,13 @@ impl Tracker {
     /// Begins so many deliveries of an event.
     pub fn begin(&self, seq: Seq, deliveries: usize) -> InFlight {
         *self.state.inner.lock().first.entry(seq).or_default() += deliveries;
-        InFlight(Arc::new(Part { shared: self.state.clone(), seq, deliveries, again: false, abandoned: false.into() }))
+        InFlight(Arc::new(Part { shared: self.state.clone(), seq, deliveries, again: false, unsettled: deliveries.into() }))
     }
 
     /// Begins another attempt.
     pub fn begin_again(&self, seq: Seq) -> InFlight {
         *self.state.inner.lock().again.entry(seq).or_default() += 1;
-        let part = Part { shared: self.state.clone(), seq, deliveries: 1, again: true, abandoned: false.into() };
+        let part = Part { shared: self.state.clone(), seq, deliveries: 1, again: true, unsettled: 1.into() };
         InFlight(Arc::new(part))
     }
 
@@ -100,7 +100,8 @@ impl Tracker {
     }
 }
 
-/// Deliveries of one event that are in flight; each clone's drop does not end them, the last one's does.
+/// Deliveries of one event that are in flight: each settles its clone. If one is dropped without, be it by a panic, the
+/// event stays unsettled, holds the mark back, and is delivered at the next start.
 #[derive(Clone)]
 pub(super) struct InFlight(Arc<Part>);
 
@@ -109,19 +110,19 @@ struct Part {
     seq: Seq,
     deliveries: usize,
     again: bool,
-    abandoned: AtomicBool,
+    unsettled: AtomicUsize,
 }
 
 impl InFlight {
-    /// One of them did not come to an end: the event stays unsettled, and holds the mark back.
-    pub fn abandon(&self) {
-        self.0.abandoned.store(true, Ordering::Relaxed);
+    /// One of the deliveries has come to its end; to be said once for each.
+    pub fn settle(&self) {
+        self.0.unsettled.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if *self.abandoned.get_mut() {
+        if *self.unsettled.get_mut() != 0 {
             return;
         }
         let mut inner = self.shared.inner.lock();
@@ -156,11 +157,14 @@ mod tests {
         tracker.read_below(Seq(4));
         assert_eq!(tracker.news(), None);
         assert_eq!(tracker.stage(Seq(3)), Stage::Settled);
+        second.settle();
         drop(second);
         assert_eq!((tracker.below(), tracker.stage(Seq(2))), (Seq(1), Stage::Settled));
         let other = first.clone();
+        first.settle();
         drop(first);
         assert_eq!(tracker.stage(Seq(1)), Stage::InFlight);
+        other.settle();
         drop(other);
         assert_eq!(tracker.news(), Some(Seq(4)));
         assert_eq!(tracker.news(), None);
@@ -172,7 +176,6 @@ mod tests {
         tracker.start_at(Seq(1));
         let event = tracker.begin(Seq(1), 1);
         tracker.read_below(Seq(2));
-        event.abandon();
         drop(event);
         assert_eq!(tracker.below(), Seq(1));
     }
@@ -184,6 +187,7 @@ mod tests {
         let again = tracker.begin_again(Seq(2));
         assert_eq!((tracker.stage(Seq(2)), tracker.below()), (Stage::InFlight, Seq(5)));
         assert_eq!(tracker.unsettled(Seq(4)), 1);
+        again.settle();
         drop(again);
         assert_eq!(tracker.stage(Seq(2)), Stage::Settled);
     }

@@ -189,7 +189,7 @@ pub async fn invocation(State(gateway): State<Shared>, Path(id): Path<String>) -
         .get(outcome.seq)
         .await?
         .ok_or_else(|| Problem::not_found("event of invocation", id))?;
-    let (event_id, source) = (record.entry.event.id, record.entry.event.source);
+    let (event_id, source) = (&record.entry.event.id, &record.entry.event.source);
     let invocation = InvocationView::from(outcome);
     let answer = json!({
         "event_id": event_id, "source": source, "trace_id": record.entry.trace.trace_id, "invocation": invocation

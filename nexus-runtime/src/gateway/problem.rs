@@ -76,6 +76,7 @@ impl From<StorageError> for Problem {
             StorageError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk-full", Some(5)),
             StorageError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy", Some(1)),
             StorageError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "closing", Some(5)),
+            StorageError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid", None),
             StorageError::Conflict { .. } => (StatusCode::CONFLICT, "conflict", None),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "storage", None),
         };

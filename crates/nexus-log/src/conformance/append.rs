@@ -4,6 +4,7 @@ use nexus_core::event::{Data, Event};
 use nexus_core::ids::{Digest, InvocationId, Seq};
 use nexus_core::outcome::Disposition;
 use nexus_core::record::Record;
+use std::sync::Arc;
 
 use super::{Harness, Settings, append, numbered, open, opened, outcome, record};
 use crate::contract::{Commit, EventQuery, Revision, StorageError};
@@ -16,7 +17,7 @@ pub async fn appended_events_are_there_after_reopening(harness: &dyn Harness) {
     for n in 0..20 {
         let entry = numbered(&settings, n);
         let seq = append(&*storage.log, entry.clone()).await;
-        expected.push(Record { seq, entry });
+        expected.push(Arc::new(Record { seq, entry }));
     }
     assert_eq!(storage.log.read(Seq(1), 100).await.expect("read"), expected);
     opened.close().await.expect("close");
@@ -100,7 +101,7 @@ pub async fn payloads_are_kept_to_the_byte(harness: &dyn Harness) {
 
     let again = open(&*place, &settings).await;
     let read = again.storage().log.read(Seq(1), 100).await.expect("read");
-    assert_eq!(read.into_iter().map(|record| record.entry).collect::<Vec<_>>(), entries);
+    assert_eq!(read.iter().map(|record| record.entry.clone()).collect::<Vec<_>>(), entries);
     again.close().await.expect("close");
 }
 
@@ -172,7 +173,7 @@ pub async fn a_batch_is_appended_whole(harness: &dyn Harness) {
         let records = log.read(from, 1000).await.expect("read");
         let Some(last) = records.last() else { break };
         from = last.seq.next();
-        seen.extend(records.into_iter().map(|record| record.entry.event.id));
+        seen.extend(records.iter().map(|record| record.entry.event.id.clone()));
     }
     assert_eq!(seen, (0..=3000).map(|n| n.to_string()).collect::<Vec<_>>());
     again.close().await.expect("close");

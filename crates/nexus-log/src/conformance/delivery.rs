@@ -59,7 +59,7 @@ pub async fn a_commit_is_one_with_what_it_emits(harness: &dyn Harness) {
     let log = again.storage().log;
     assert_eq!(log.outcomes(seq).await.expect("outcomes"), [outcome]);
     let read = log.read(Seq(2), 10).await.expect("read");
-    assert_eq!(read.into_iter().map(|record| record.entry).collect::<Vec<_>>(), emitted[1..]);
+    assert_eq!(read.iter().map(|record| record.entry.clone()).collect::<Vec<_>>(), emitted[1..]);
     again.close().await.expect("close");
 }
 

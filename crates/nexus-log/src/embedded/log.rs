@@ -90,14 +90,14 @@ impl Log for EmbeddedLog {
         self.shared.head.subscribe()
     }
 
-    async fn read(&self, from: Seq, max: usize) -> Result<Vec<Record>, StorageError> {
+    async fn read(&self, from: Seq, max: usize) -> Result<Vec<Arc<Record>>, StorageError> {
         if self.shared.queue.is_closed() {
             return Err(StorageError::Closed);
         }
         // Only references are taken under the lock that the writer waits for too.
         let tail = self.shared.tail().from(from, max.min(read::READ_MAX));
         if let Some(records) = tail {
-            return Ok(records.into_iter().map(|record| Record::clone(&record)).collect());
+            return Ok(records);
         }
         if from > *self.shared.head.borrow() {
             return Ok(Vec::new());
@@ -105,15 +105,15 @@ impl Log for EmbeddedLog {
         self.shared.read(move |shared, store| read::read(shared, store, from, max)).await
     }
 
-    async fn get(&self, seq: Seq) -> Result<Option<Record>, StorageError> {
+    async fn get(&self, seq: Seq) -> Result<Option<Arc<Record>>, StorageError> {
         if self.shared.queue.is_closed() {
             return Err(StorageError::Closed);
         }
         let tail = self.shared.tail().get(seq);
         if let Some(record) = tail {
-            return Ok(Some(Record::clone(&record)));
+            return Ok(Some(record));
         }
-        self.shared.read(move |shared, store| read::get(shared, store, seq)).await
+        self.shared.read(move |shared, store| Ok(read::get(shared, store, seq)?.map(Arc::new))).await
     }
 
     async fn find(&self, id: &str, source: Option<&str>) -> Result<Vec<Record>, StorageError> {

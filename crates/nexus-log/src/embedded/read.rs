@@ -1,5 +1,7 @@
 //! What is asked of the store: bounded in work, exact in its answers. Runs on the blocking pool.
 
+use std::sync::Arc;
+
 use nexus_core::ids::{InvocationId, Seq};
 use nexus_core::outcome::Outcome;
 use nexus_core::record::Record;
@@ -27,7 +29,7 @@ const CANDIDATES_MAX: usize = 10_000;
 const OUTCOMES_MAX: usize = 10_000;
 
 /// Events from a place on.
-pub(super) fn read(shared: &Shared, store: &Store, from: Seq, max: usize) -> Result<Vec<Record>, StorageError> {
+pub(super) fn read(shared: &Shared, store: &Store, from: Seq, max: usize) -> Result<Vec<Arc<Record>>, StorageError> {
     let (from, head) = (from.max(shared.floor()), *shared.head.borrow());
     let mut records = Vec::new();
     if from > head {
@@ -40,7 +42,7 @@ pub(super) fn read(shared: &Shared, store: &Store, from: Seq, max: usize) -> Res
         if !records.is_empty() && bytes > READ_BYTES_MAX {
             break;
         }
-        records.push(codec::decode_event(codec::seq_at(&key, 0)?, &value)?);
+        records.push(Arc::new(codec::decode_event(codec::seq_at(&key, 0)?, &value)?));
     }
     Ok(records)
 }

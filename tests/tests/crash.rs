@@ -1,0 +1,158 @@
+//! The server is killed again and again, at moments that a seed chooses, while events come in and are delivered. What it
+//! had acknowledged is there each time, once, and comes to its one outcome.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use nexus_tests::{Server, ServerBuilder};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// Clients that send at once.
+const CLIENTS: usize = 4;
+
+fn start(data_dir: &std::path::Path) -> Server {
+    let builder: ServerBuilder = Server::builder().data_dir(data_dir);
+    // What the kernel does is no part of this, and loading the probes takes longer than a round.
+    builder.arg("--kernel").arg("off").start()
+}
+
+/// Sends events until the server is gone; the ids of those that it acknowledged.
+async fn load(server: Arc<Server>, client: usize, round: usize, seed: u64, acknowledged: Arc<Mutex<BTreeSet<String>>>) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    for number in 0.. {
+        let count = if rng.random_bool(0.5) { 1 } else { rng.random_range(2..20) };
+        let event = |at: usize| {
+            let ty = ["plain", "emits", "nobody"][rng.random_range(0..3)];
+            let id = format!("{round}-{client}-{number}-{at}");
+            json!({"specversion": "1.0", "id": id, "source": "/crash", "type": ty, "data": {"emit": [{"type": "emitted"}, {"type": "plain"}]}})
+        };
+        let events: Vec<Value> = (0..count).map(event).collect();
+        let (kind, body) = match events.as_slice() {
+            [one] => ("application/cloudevents+json", one.to_string()),
+            many => ("application/cloudevents-batch+json", Value::from(many).to_string()),
+        };
+        let request = server.request(Method::POST, "/v1/events").header("content-type", kind).body(body);
+        let Ok(response) = request.send().await else { return };
+        let status = response.status();
+        // An answer that breaks off is none: the client does not know, and may find the events there or not.
+        let Ok(answer) = response.text().await else { return };
+        assert_eq!(status, 202, "seed {seed}: {answer}");
+        let ids = events.iter().map(|e| e["id"].as_str().expect("id").to_owned());
+        acknowledged.lock().expect("not poisoned").extend(ids);
+    }
+}
+
+/// Every event of the log, oldest last.
+async fn everything(server: &Server) -> Vec<Value> {
+    let mut all = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = server.get(&format!("/v1/events?limit=1000{cursor}")).await;
+        all.extend(page["items"].as_array().expect("items").iter().cloned());
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return all,
+        }
+    }
+}
+
+/// The functions that an event of this type goes to.
+fn wanted(ty: &str) -> &'static [&'static str] {
+    match ty {
+        "plain" => &["noop", "second"],
+        "emits" => &["emitter"],
+        _ => &[],
+    }
+}
+
+/// Checks the whole log: each acknowledged event once, one good outcome for each of its functions, each emitted event
+/// once for its cause.
+fn check(what: &str, log: &[Value], acknowledged: &BTreeSet<String>) {
+    let text = |v: &Value| v.as_str().expect("text").to_owned();
+    let mut by_id: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut emitted: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+    for event in log {
+        *by_id.entry((text(&event["event"]["source"]), text(&event["event"]["id"]))).or_default() += 1;
+        if let Some(cause) = event["cause"]["seq"].as_u64() {
+            emitted.entry(cause).or_default().insert(text(&event["event"]["id"]));
+        }
+    }
+    let twice: Vec<_> = by_id.iter().filter(|(_, n)| **n > 1).collect();
+    assert!(twice.is_empty(), "{what}: more than once in the log: {twice:?}");
+    let missing: Vec<_> = acknowledged.iter().filter(|id| !by_id.contains_key(&("/crash".into(), id.to_string()))).collect();
+    assert!(missing.is_empty(), "{what}: acknowledged and gone: {missing:?}");
+    for event in log {
+        let ty = text(&event["event"]["type"]);
+        assert_eq!(event["status"], "done", "{what}: {event}");
+        let outcomes = event["invocations"].as_array().expect("invocations");
+        let mut functions: Vec<_> = outcomes.iter().map(|o| text(&o["function"])).collect();
+        functions.sort();
+        assert_eq!(functions, wanted(&ty), "{what}: one outcome for each function: {event}");
+        for outcome in outcomes {
+            assert_eq!((&outcome["status"], &outcome["attempt"]), (&json!("ok"), &json!(1)), "{what}: {event}");
+        }
+        let seq = event["seq"].as_u64().expect("seq");
+        let have = emitted.get(&seq).cloned().unwrap_or_default();
+        let said: BTreeSet<_> = outcomes.iter().flat_map(|o| o["emitted"].as_array().expect("emitted")).map(text).collect();
+        assert_eq!(have, said, "{what}: what the outcome says was emitted is what is in the log: {event}");
+        assert_eq!(said.len(), if ty == "emits" { 2 } else { 0 }, "{what}: {event}");
+    }
+    // What nobody acknowledged may be there too; what nobody sent may not.
+    let strange = |e: &&Value| e["event"]["source"] != "/crash" && e["cause"].is_null();
+    assert_eq!(log.iter().find(strange), None, "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_every_kill() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    let seed = number("NEXUS_CRASH_SEED").unwrap_or_else(rand::random::<u64>);
+    let rounds = number("NEXUS_CRASH_ROUNDS").unwrap_or(100);
+    println!("NEXUS_CRASH_SEED={seed} NEXUS_CRASH_ROUNDS={rounds}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let folder = tempfile::tempdir().expect("a folder");
+    let data_dir = folder.path().join("data");
+    let acknowledged: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+
+    let server = start(&data_dir);
+    let on = |ty: &str| json!({"triggers": [{"filters": [{"exact": {"type": ty}}]}]});
+    server.deploy("noop", "noop", on("plain")).await;
+    server.deploy("second", "hello-http", on("plain")).await;
+    server.deploy("emitter", "probe", on("emits")).await;
+    server.kill();
+
+    for round in 0..usize::try_from(rounds).expect("few") {
+        let server = Arc::new(start(&data_dir));
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| tokio::spawn(load(server.clone(), client, round, rng.random(), acknowledged.clone())))
+            .collect();
+        // The moment is a number of acknowledged events, or very early: in the middle of what the start does.
+        let target = acknowledged.lock().expect("not poisoned").len() + rng.random_range(0..60);
+        while acknowledged.lock().expect("not poisoned").len() < target {
+            tokio::task::yield_now().await;
+        }
+        let killed = std::process::Command::new("kill").args(["-9", &server.pid().to_string()]).status();
+        assert!(killed.expect("kill runs").success(), "seed {seed}, round {round}");
+        for client in clients {
+            client.await.unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}"));
+        }
+        drop(server);
+        // Each ten rounds everything is looked at, and in between the next kill comes upon work that is not done.
+        if round % 10 == 9 || round + 1 == rounds as usize {
+            let server = start(&data_dir);
+            nexus_tests::until("everything to be delivered", || async {
+                let log = everything(&server).await;
+                log.iter().all(|e| e["status"] == "done").then_some(())
+            })
+            .await;
+            let what = format!("seed {seed}, round {round}");
+            check(&what, &everything(&server).await, &acknowledged.lock().expect("not poisoned"));
+            server.kill();
+        }
+    }
+    let acknowledged = acknowledged.lock().expect("not poisoned").len();
+    println!("{acknowledged} events were acknowledged over {rounds} kills");
+    assert!(acknowledged as u64 >= rounds, "seed {seed}: hardly anything was sent: {acknowledged}");
+}

@@ -1,0 +1,114 @@
+//! Functions that misbehave beside one that does not.
+
+use nexus_tests::gate::Gate;
+use nexus_tests::{Server, until};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::{call, config, on, send};
+
+#[tokio::test]
+async fn a_healthy_function_does_not_feel_the_others() {
+    let server = Server::start();
+    let rows = [
+        ("trapping", "trap", json!({"trap": true}), "trap", 500),
+        ("looping", "loop", json!({"loop": true}), "timeout", 504),
+        ("swelling", "alloc?mb=64", json!({"alloc_mb": 64}), "out_of_memory", 500),
+    ];
+    for (name, _, _, ended, _) in &rows {
+        let timeout_ms = if *ended == "timeout" { 100 } else { 60_000 };
+        let limits = json!({"timeout_ms": timeout_ms, "memory_mb": 32, "concurrency": 4});
+        server.deploy(name, "probe", config(json!({"limits": limits, "triggers": on(name)}))).await;
+    }
+    server.deploy("healthy", "probe", config(json!({"triggers": on("healthy"), "limits": {}}))).await;
+    let mut noise = Vec::new();
+    for at in 0..20 {
+        for (name, path, data, _, status) in &rows {
+            send(&server, &format!("{name}-{at}"), name, data.clone()).await;
+            let call = server.request(Method::GET, &format!("/fn/{name}/{path}"));
+            noise.push((*status, tokio::spawn(call.send())));
+        }
+        send(&server, &format!("healthy-{at}"), "healthy", json!({"emit": [{}]})).await;
+    }
+    for at in 0..200 {
+        let (status, body) = server.answer(server.request(Method::GET, "/fn/healthy/hello")).await;
+        assert_eq!((status, &body), (200, &json!("hello")), "call {at}");
+    }
+    for at in 0..20 {
+        server.settled(&format!("healthy-{at}"), "done").await;
+    }
+    for (status, call) in noise {
+        assert_eq!(call.await.expect("a task").expect("an answer").status(), status);
+    }
+    for (name, _, _, ended, _) in &rows {
+        for at in 0..20 {
+            let event = server.settled(&format!("{name}-{at}"), "dead").await;
+            assert_eq!(event["invocations"][0]["status"], *ended, "{event}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_function_with_a_backlog_does_not_hold_up_the_events_of_others() {
+    let gate = Gate::closed().await;
+    // Room for 64 deliveries; the slow function alone has more than that waiting.
+    let server = Server::builder().config("in_flight_kib_max = 1024").start();
+    let limits = json!({"timeout_ms": 900_000, "concurrency": 1});
+    server.deploy("slow", "probe", json!({"triggers": on("slow"), "limits": limits, "egress": [gate.egress()]})).await;
+    server.deploy("healthy", "noop", json!({"triggers": on("healthy")})).await;
+    for at in 0..200 {
+        send(&server, &format!("slow-{at}"), "slow", json!({"sleep_ms": 800_000})).await;
+    }
+    for at in 0..20 {
+        send(&server, &format!("healthy-{at}"), "healthy", json!(at)).await;
+    }
+    for at in 0..20 {
+        server.settled(&format!("healthy-{at}"), "done").await;
+    }
+    let waiting = server.get("/v1/events?type=slow&status=done").await;
+    assert_eq!(waiting["items"], json!([]), "the slow one is still at its first");
+}
+
+#[tokio::test]
+async fn no_fault_keeps_a_place_in_the_pool() {
+    let gate = Gate::closed().await;
+    let server = Server::builder().config("instances_max = 4").start();
+    let egress = json!([gate.egress()]);
+    server.deploy("bad", "probe", config(json!({"limits": {"timeout_ms": 20, "memory_mb": 32}, "egress": egress}))).await;
+    server.deploy("large", "probe", config(json!({"limits": {"timeout_ms": 20, "memory_mb": 512}}))).await;
+    server.deploy("good", "probe", config(json!({"limits": {}}))).await;
+    let fetch = format!("fetch?url={}", gate.url());
+    let faults = ["trap", "loop", "recurse", "alloc?mb=64", "big?mb=9", "tasks?n=20000", "sleep?ms=600000", &fetch];
+    let mut bad = Vec::new();
+    for round in 0..320 {
+        // The two profiles have a pool each.
+        let name = if round % 4 == 0 { "large" } else { "bad" };
+        let path = format!("/fn/{name}/{}", faults[round % faults.len()]);
+        let request = tokio::spawn(server.request(Method::GET, &path).send());
+        if round % 5 == 0 {
+            // Its client goes away before it is answered.
+            request.abort();
+        } else {
+            bad.push(request);
+        }
+        if bad.len() == 16 {
+            for request in bad.drain(..) {
+                let response = request.await.expect("a task").expect("an answer");
+                assert_ne!(response.status(), 503, "round {round}");
+            }
+        }
+    }
+    gate.until(|h| h.now == 0).await;
+    let good: Vec<_> = (0..50).map(|_| tokio::spawn(server.request(Method::GET, "/fn/good/hello").send())).collect();
+    for request in good {
+        assert_eq!(request.await.expect("a task").expect("an answer").status(), 200);
+    }
+    let (status, body, _) = call(&server, "/fn/good/hello").await;
+    assert_eq!((status, body), (200, json!("hello")));
+    until("nothing to run any more", || async {
+        let functions = server.get("/v1/functions").await;
+        let running = functions["items"].as_array()?.iter().map(|f| f["stats"]["running"].as_u64()).sum::<Option<u64>>()?;
+        (running == 0).then_some(())
+    })
+    .await;
+}
