@@ -19,11 +19,15 @@ pub fn can_watch_the_kernel() -> bool {
     false
 }
 
+/// Whether this is root.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}
+
 /// Whether this test may mount a file system; prints why not.
 pub fn can_mount() -> bool {
-    let root = std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
-    if !root {
+    if !is_root() {
         println!("skipped: only root can mount a small file system");
     }
-    root
+    is_root()
 }

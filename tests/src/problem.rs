@@ -36,6 +36,15 @@ pub async fn state(server: &Server) -> Value {
     all.into()
 }
 
+/// Checks that nothing has changed since; says only what has.
+pub async fn unchanged(what: &str, server: &Server, before: &Value) {
+    let now = state(server).await;
+    let lines = |state: &Value| serde_json::to_string_pretty(state).expect("JSON");
+    let (old, new) = (lines(before), lines(&now));
+    let first = old.lines().zip(new.lines()).find(|(old, new)| old != new);
+    assert!(now == *before, "{what}: something changed, first {first:?}");
+}
+
 /// A request with a JSON body.
 pub fn json(server: &Server, method: Method, path: &str, body: impl Into<String>) -> RequestBuilder {
     server.request(method, path).header("content-type", "application/json").body(body.into())

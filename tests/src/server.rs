@@ -53,6 +53,7 @@ pub struct ServerBuilder {
     env: Vec<(String, String)>,
     data_dir: Option<PathBuf>,
     config: String,
+    unprivileged: bool,
 }
 
 /// A running server; killed when dropped.
@@ -97,6 +98,24 @@ impl ServerBuilder {
         self
     }
 
+    /// A line of the configuration file that belongs to no table.
+    pub fn setting(mut self, toml: &str) -> Self {
+        self.config.insert_str(0, &format!("{toml}\n"));
+        self
+    }
+
+    /// Without any privilege, also where the test has one.
+    pub fn unprivileged(mut self) -> Self {
+        self.unprivileged = true;
+        self
+    }
+
+    /// The free disk space that the server keeps for itself; none unless said.
+    pub fn disk_reserve_mib(mut self, mib: u64) -> Self {
+        self.config = self.config.replace("disk_reserve_mib = 0", &format!("disk_reserve_mib = {mib}"));
+        self
+    }
+
     /// The command that would be run, and the folder that must live as long as it does.
     pub fn command(&self) -> (Command, PathBuf, Option<tempfile::TempDir>) {
         let temporary = tempfile::tempdir().expect("temporary folder");
@@ -104,6 +123,14 @@ impl ServerBuilder {
         let config = temporary.path().join("nexus.toml");
         std::fs::write(&config, &self.config).expect("write the configuration");
         let mut command = Command::new(program());
+        if self.unprivileged && crate::privilege::is_root() {
+            use std::os::unix::fs::PermissionsExt;
+            // Another user has to read the configuration and to make the data directory.
+            let all = std::fs::Permissions::from_mode(0o777);
+            std::fs::set_permissions(temporary.path(), all).expect("a folder for everybody");
+            command = Command::new("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(program());
+        }
         command
             .args(&self.command)
             .arg("--config")
@@ -152,7 +179,7 @@ impl Server {
     pub fn builder() -> ServerBuilder {
         // The reserve is for disks of production; tests run where there is little room too.
         let config = "[limits]\ndisk_reserve_mib = 0\n".to_owned();
-        ServerBuilder { command: vec!["serve".into()], args: Vec::new(), env: Vec::new(), data_dir: None, config }
+        ServerBuilder { command: vec!["serve".into()], args: Vec::new(), env: Vec::new(), data_dir: None, config, unprivileged: false }
     }
 
     /// A server with all defaults.
@@ -249,6 +276,18 @@ impl Server {
         let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(killed.success());
         self.child.wait().expect("it ends").code()
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub async fn ended(mut self) -> Option<i32> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                return status.code();
+            }
+            assert!(began.elapsed() < PATIENCE, "the server did not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Ends it with SIGKILL.

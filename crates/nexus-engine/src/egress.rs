@@ -69,12 +69,14 @@ impl Calls {
         })
     }
 
-    /// Waits until nothing works for the invocation any more, so that its account is whole; then returns its calls.
-    /// No request can begin after that.
-    pub async fn ended(&self) -> Vec<HostCall> {
+    /// Waits until nothing works for the invocation any more, so that its account is whole, unless its guest was left
+    /// behind; then returns its calls. No request can begin after that.
+    pub async fn ended(&self, guest_gone: bool) -> Vec<HostCall> {
         drop(self.alive.lock().take());
-        // Nobody sends: this resolves when the last sender is dropped.
-        let _ = self.gone.lock().await.recv().await;
+        if guest_gone {
+            // Nobody sends: this resolves when the last sender is dropped.
+            let _ = self.gone.lock().await.recv().await;
+        }
         std::mem::take(&mut *self.made.lock())
     }
 

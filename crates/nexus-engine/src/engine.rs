@@ -73,11 +73,17 @@ impl EngineConfig {
 /// its neighbours on the thread their turn.
 const TICK: Duration = Duration::from_millis(5);
 
+/// Functions with mounts that run at once, each on a thread that may block: a part of the 512 that the runtime has for
+/// that, so that a file system that hangs leaves the log its own.
+const BLOCKING_MAX: usize = 256;
+
 /// Compiles, keeps and runs functions. Cheap to clone through its `Arc`.
 pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) short: ProfileEngine,
     pub(crate) compute: ProfileEngine,
+    /// One permit for each thread that may block in a file system.
+    pub(crate) blocking: Arc<Semaphore>,
     stop: Arc<AtomicBool>,
     ticker: Option<std::thread::JoinHandle<()>>,
 }
@@ -86,6 +92,7 @@ pub struct Engine {
 pub(crate) struct ProfileEngine {
     pub wasmtime: wasmtime::Engine,
     pub places: Arc<Semaphore>,
+    pub places_max: u32,
     pub linkers: crate::worlds::Linkers,
 }
 
@@ -108,7 +115,8 @@ impl Engine {
                 }
             })
             .map_err(|e| EngineError::Start(format!("no thread for the ticker: {e}")))?;
-        Ok(Arc::new(Self { config, short, compute, stop, ticker: Some(ticker) }))
+        let blocking = Arc::new(Semaphore::new(BLOCKING_MAX));
+        Ok(Arc::new(Self { config, short, compute, blocking, stop, ticker: Some(ticker) }))
     }
 
     pub(crate) fn profile(&self, profile: Profile) -> &ProfileEngine {
@@ -135,8 +143,20 @@ impl ProfileEngine {
         let start = |e: wasmtime::Error| EngineError::Start(format!("profile {}: {e:#}", profile.as_str()));
         let wasmtime = wasmtime::Engine::new(&config(profile, instances)).map_err(start)?;
         let linkers = crate::worlds::Linkers::new(&wasmtime).map_err(start)?;
-        Ok(Self { wasmtime, places: Arc::new(Semaphore::new(instances as usize)), linkers })
+        Ok(Self { wasmtime, places: Arc::new(Semaphore::new(instances as usize)), places_max: instances, linkers })
     }
+}
+
+/// The most core instances in a component.
+const CORE_INSTANCES_MAX: u32 = 64;
+/// What a place in the pool has; a component that needs more takes several.
+const MEMORIES_IN_PLACE: u32 = 2;
+const TABLES_IN_PLACE: u32 = 4;
+
+/// How many places an instance takes.
+pub(crate) fn places_for(needed: &wasmtime::ResourcesRequired) -> u32 {
+    let places = |n: u32, in_place: u32| n.div_ceil(in_place);
+    places(needed.num_memories, MEMORIES_IN_PLACE).max(places(needed.num_tables, TABLES_IN_PLACE)).max(1)
 }
 
 /// Code is the same in production and in replay, so it is deterministic always: one NaN, one relaxed SIMD.
@@ -153,11 +173,12 @@ fn config(profile: Profile, instances: u32) -> Config {
         .memory_init_cow(true);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
-        .total_core_instances(instances * 4)
-        .total_memories(instances * 2)
-        .total_tables(instances * 4)
+        // Only counted, so that each place may have the most.
+        .total_core_instances(instances * CORE_INSTANCES_MAX)
+        .total_memories(instances * MEMORIES_IN_PLACE)
+        .total_tables(instances * TABLES_IN_PLACE)
         .total_stacks(instances)
-        .max_core_instances_per_component(64)
+        .max_core_instances_per_component(CORE_INSTANCES_MAX)
         .max_memories_per_component(8)
         .max_tables_per_component(64)
         .table_elements(20_000)

@@ -59,6 +59,9 @@ pub(crate) fn wasi(
 ) -> Result<WasiCtxBuilder, String> {
     let mut wasi = WasiCtxBuilder::new();
     wasi.stdout(stdout).stderr(stderr).max_random_size(1 << 20);
+    // File calls run on the invocation's own thread, so that they are seen as its own (see `Loaded::invoke`). A mount takes
+    // this over when it is added: it comes first.
+    wasi.allow_blocking_current_thread(true);
     if let Some(stdin) = stdin {
         wasi.stdin(stdin);
     }
@@ -70,7 +73,5 @@ pub(crate) fn wasi(
         wasi.preopened_dir(&mount.host, &mount.guest, perms)
             .map_err(|e| format!("mount {} cannot be opened: {e:#}", mount.host.display()))?;
     }
-    // File calls run on the invocation's own thread, so that they are seen as its own (see `Loaded::invoke`).
-    wasi.allow_blocking_current_thread(true);
     Ok(wasi)
 }

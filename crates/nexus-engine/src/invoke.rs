@@ -13,6 +13,7 @@ use nexus_core::mark::{Marked, Marker};
 use nexus_core::outcome::{HostCall, InvocationStatus, LogLine, LogStream};
 use nexus_core::trace::TraceContext;
 use parking_lot::Mutex;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use wasmtime::{Store, Trap, UpdateDeadline};
 use wasmtime_wasi::p2::pipe::MemoryInputPipe;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
@@ -155,18 +156,19 @@ impl Loaded {
         );
         let timeout = config.limits.timeout();
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
-        let place = self.profile_engine().places.clone().acquire_owned().await;
+        let place = self.profile_engine().places.clone().acquire_many_owned(self.places).await;
         let blocking = !config.mounts.is_empty();
-        let guest =
-            Guest { loaded: self.clone(), request, config, started, calls: calls.clone(), lines: lines.clone() };
+        let guest = Guest { loaded: self.clone(), request, config, started, calls: calls.clone(), lines: lines.clone() };
         let marked = Marked::new(marker, Box::pin(guest.run()));
         let ran = if blocking {
-            run_on_blocking_thread(marked, timeout).await
+            run_on_blocking_thread(self.engine.blocking.clone(), marked, place, timeout).await
         } else {
-            tokio::time::timeout(timeout + TIMEOUT_SLACK, marked).await.unwrap_or_else(|_| time_up())
+            let ran = tokio::time::timeout(timeout + TIMEOUT_SLACK, marked).await.unwrap_or_else(|_| time_up());
+            drop(place);
+            Some(ran)
         };
-        drop(place);
-        let host_calls = calls.ended().await;
+        let host_calls = calls.ended(ran.is_some()).await;
+        let ran = ran.unwrap_or_else(time_up);
         let (logs, logs_dropped) = lines.lock().take();
         let duration = started.elapsed();
         let (result, refused, init) = ran;
@@ -233,15 +235,32 @@ fn time_up() -> Ran {
 
 /// A function with mounts reads and writes files with calls that block. They run on a thread that may, and as the
 /// thread is the invocation's own while it polls, they are counted as the invocation's own.
-async fn run_on_blocking_thread(marked: Marked<Ran>, timeout: Duration) -> Ran {
+///
+/// `None`: a call blocks beyond the timeout, as opening a FIFO does, and nothing can end it. The thread is left behind and
+/// keeps its places, so that those that are left behind are bounded too.
+async fn run_on_blocking_thread(
+    threads: Arc<Semaphore>,
+    marked: Marked<Ran>,
+    place: Result<OwnedSemaphorePermit, AcquireError>,
+    timeout: Duration,
+) -> Option<Ran> {
+    let patience = timeout + TIMEOUT_SLACK;
     let runtime = tokio::runtime::Handle::current();
+    let Ok(thread) = tokio::time::timeout(patience, threads.acquire_owned()).await else { return Some(time_up()) };
     let run = tokio::task::spawn_blocking(move || {
-        runtime.block_on(async { tokio::time::timeout(timeout + TIMEOUT_SLACK, marked).await })
+        let ran = runtime.block_on(async { tokio::time::timeout(patience, marked).await });
+        drop((thread, place));
+        ran
     });
-    match run.await {
-        Ok(Ok(ran)) => ran,
-        Ok(Err(_)) => time_up(),
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    let not_begun = run.abort_handle();
+    match tokio::time::timeout(patience + TIMEOUT_SLACK, run).await {
+        Ok(Ok(Ok(ran))) => Some(ran),
+        Ok(Ok(Err(_))) => Some(time_up()),
+        Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+        Err(_) => {
+            not_begun.abort();
+            None
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::cache::{self, Artifact};
-use crate::engine::{Engine, Profile, ProfileEngine};
+use crate::engine::{self, Engine, Profile, ProfileEngine};
 use crate::host::{Host, Preview1Host};
 use crate::kind::{self, Form, Rejected};
 use crate::{EngineError, kind::missing_import};
@@ -37,6 +37,8 @@ impl Linkers {
 pub struct Loaded {
     pub(crate) engine: Arc<Engine>,
     pub(crate) profile: Profile,
+    /// In the pool, for one instance.
+    pub(crate) places: u32,
     pub(crate) world: World,
 }
 
@@ -109,7 +111,19 @@ impl Engine {
     }
 
     fn link(self: &Arc<Self>, artifact: Artifact, profile: Profile) -> Result<Arc<Loaded>, EngineError> {
-        let ProfileEngine { wasmtime, linkers, .. } = self.profile(profile);
+        let ProfileEngine { wasmtime, linkers, places_max, .. } = self.profile(profile);
+        let needed = match &artifact {
+            Artifact::Component(component) => component.resources_required(),
+            Artifact::Module(module) => Some(module.resources_required()),
+        };
+        // Not known for a component that imports modules, which nobody offers: linking refuses it.
+        let places = needed.as_ref().map_or(1, engine::places_for);
+        if places > *places_max {
+            return Err(Rejected::TooLarge(format!(
+                "its memories and tables take {places} places of the pool for instances, which has {places_max}"
+            ))
+            .into());
+        }
         let world = match artifact {
             Artifact::Component(component) => {
                 let imports = || {
@@ -138,6 +152,6 @@ impl Engine {
                 World::Preview1(pre)
             }
         };
-        Ok(Arc::new(Loaded { engine: self.clone(), profile, world }))
+        Ok(Arc::new(Loaded { engine: self.clone(), profile, places, world }))
     }
 }

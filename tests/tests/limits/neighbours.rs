@@ -99,6 +99,17 @@ async fn no_fault_keeps_a_place_in_the_pool() {
         }
     }
     gate.until(|h| h.now == 0).await;
+    // Every place can be used, and who finds none waits for one.
+    let held = Gate::closed().await;
+    server.deploy("held", "probe", json!({"egress": [held.egress()]})).await;
+    let path = format!("/fn/held/fetch?url={}", held.url());
+    let calls: Vec<_> = (0..10).map(|_| tokio::spawn(server.request(Method::GET, &path).send())).collect();
+    held.until(|h| h.now == 4).await;
+    held.open();
+    for call in calls {
+        assert_eq!(call.await.expect("a task").expect("an answer").status(), 200);
+    }
+    assert_eq!(held.held().most, 4);
     let good: Vec<_> = (0..50).map(|_| tokio::spawn(server.request(Method::GET, "/fn/good/hello").send())).collect();
     for request in good {
         assert_eq!(request.await.expect("a task").expect("an answer").status(), 200);
@@ -111,4 +122,31 @@ async fn no_fault_keeps_a_place_in_the_pool() {
         (running == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_file_that_blocks_costs_its_timeout_and_its_own_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fifo = folder.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("a FIFO");
+    let server = Server::builder().arg("--allow-mount").arg(folder.path().to_str().expect("text")).config("instances_max = 2").start();
+    let mounts = json!([{"host": folder.path(), "guest": "/data"}]);
+    server.deploy("files", "probe", config(json!({"mounts": mounts}))).await;
+    server.deploy("good", "probe", json!({})).await;
+    // Nobody writes to it: opening it waits for ever.
+    let (status, body, invocation) = call(&server, "/fn/files/read?path=%2Fdata%2Ffifo").await;
+    assert_eq!((status, &invocation["status"]), (504, &json!("timeout")), "{body}");
+    for _ in 0..20 {
+        let (status, body, _) = call(&server, "/fn/good/hello").await;
+        assert_eq!(status, 200, "one place is left: {body}");
+    }
+    let (status, ..) = call(&server, "/fn/files/read?path=%2Fdata%2Ffifo").await;
+    assert_eq!(status, 504);
+    // Now no place is left, until somebody opens the other end and both come to their end.
+    let waiting = tokio::spawn(server.request(Method::GET, "/fn/good/hello").send());
+    let writer = std::fs::OpenOptions::new().write(true).open(&fifo).expect("somebody reads");
+    drop(writer);
+    assert_eq!(waiting.await.expect("a task").expect("an answer").status(), 200);
+    assert_eq!(server.stop(), Some(0));
 }
