@@ -151,15 +151,18 @@ impl Line {
             kernel,
             slow_syscalls,
         };
+        let mut permanent = finished.permanent;
         let emitted = match self.fill_in(&delivery, invocation_id, finished.emitted) {
             Ok(emitted) => emitted,
             Err(why) => {
+                // The same event would be answered in the same way again, side effects included.
+                permanent = true;
                 (outcome.status, outcome.error) = (InvocationStatus::Error, Some(why));
                 Vec::new()
             }
         };
         outcome.emitted = emitted.iter().map(|r| r.event.id.clone()).collect();
-        outcome.disposition = disposition(&delivery, &outcome, finished.permanent, self.clock.now());
+        outcome.disposition = disposition(&delivery, &outcome, permanent, self.clock.now());
         self.commit(&delivery.record, outcome.clone(), emitted).await?;
         Ok(Delivered { outcome, answer: finished.answer })
     }
@@ -279,6 +282,9 @@ impl Line {
             draft.default_to("source", || format!("/functions/{function}"));
             draft.default_to("time", || received_at.to_string());
             draft.default_to("traceparent", || invoke.traceparent());
+            if let Some(state) = &invoke.tracestate {
+                draft.default_to("tracestate", || state.clone());
+            }
             let event = draft.finish().map_err(|e| format!("emitted event {index}: {e}"))?;
             Ok(NewRecord {
                 received_at,
@@ -320,6 +326,9 @@ fn as_seen(event: &Event, function: &FunctionName, trace: &TraceContext) -> Even
         seen.extensions.entry(name.to_owned()).or_insert(ExtensionValue::String(value));
     };
     set("traceparent", trace.traceparent());
+    if let Some(state) = &trace.tracestate {
+        set("tracestate", state.clone());
+    }
     let cause = format!("{} {} {function}", event.source, event.id);
     set("idempotencykey", nexus_core::ids::Digest::of(cause.as_bytes()).hex()[..32].to_owned());
     seen

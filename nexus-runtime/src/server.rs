@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use nexus_core::clock::SystemClock;
 use nexus_core::kernel::SyscallStats;
@@ -190,9 +190,9 @@ async fn accept(listener: TcpListener, gateway: Arc<Gateway>, config: Config, st
     let connections = Arc::new(Semaphore::new(config.limits.connections_max));
     let router = gateway::router(gateway);
     let graceful = GracefulShutdown::new();
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(config.limits.read_timeout_s));
-    http.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+    // HTTP/1.1 alone: looking for HTTP/2's preface first would wait without end for a client that sends nothing.
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(config.limits.read_timeout_s));
     loop {
         let Ok(place) = connections.clone().acquire_owned().await else { break };
         let accepted = tokio::select! {
@@ -214,11 +214,11 @@ async fn accept(listener: TcpListener, gateway: Arc<Gateway>, config: Config, st
         let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
             service.clone().call(request.map(axum::body::Body::new))
         });
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             let _place = place;
             if let Err(error) = connection.await {
-                tracing::debug!(error, "connection ended");
+                tracing::debug!(%error, "connection ended");
             }
         });
     }

@@ -79,7 +79,8 @@ impl Gate {
     pub async fn until(&self, condition: impl Fn(&Held) -> bool) -> Held {
         let mut held = self.held.clone();
         let wait = held.wait_for(&condition);
-        let found = tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.map(|h| *h.expect("the gate lives"));
+        let found =
+            tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.map(|h| *h.expect("the gate lives"));
         found.unwrap_or_else(|_| panic!("it did not come to it: {:?}", self.held()))
     }
 

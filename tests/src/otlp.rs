@@ -49,7 +49,11 @@ impl Collector {
         Self::start(|listener, sink| async move {
             let incoming = tonic::transport::server::TcpIncoming::from(listener);
             let service = TraceServiceServer::new(sink);
-            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.expect("serve");
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming)
+                .await
+                .expect("serve");
         })
         .await
     }

@@ -179,7 +179,14 @@ impl Server {
     pub fn builder() -> ServerBuilder {
         // The reserve is for disks of production; tests run where there is little room too.
         let config = "[limits]\ndisk_reserve_mib = 0\n".to_owned();
-        ServerBuilder { command: vec!["serve".into()], args: Vec::new(), env: Vec::new(), data_dir: None, config, unprivileged: false }
+        ServerBuilder {
+            command: vec!["serve".into()],
+            args: Vec::new(),
+            env: Vec::new(),
+            data_dir: None,
+            config,
+            unprivileged: false,
+        }
     }
 
     /// A server with all defaults.

@@ -4,7 +4,7 @@
 mod clients;
 
 use nexus_tests::problem::{json as json_request, refused, state, unchanged};
-use nexus_tests::{Server, server};
+use nexus_tests::{Server, ServerBuilder, server};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -13,8 +13,12 @@ const BATCH: &str = "application/cloudevents-batch+json";
 
 /// A server with small bounds, one function and one event: something that a bad request could change.
 async fn prepared() -> Server {
-    let bounds = "body_bytes_max = 65536\nbatch_events_max = 4\ncomponent_bytes_max = 300000\nread_timeout_s = 1";
-    let server = Server::builder().config(bounds).start();
+    prepared_from(Server::builder()).await
+}
+
+async fn prepared_from(builder: ServerBuilder) -> Server {
+    let bounds = "body_bytes_max = 65536\nbatch_events_max = 4\ncomponent_bytes_max = 300000";
+    let server = builder.config(bounds).start();
     server.deploy("victim", "probe", json!({"env": {"A": "1"}})).await;
     server.send(event(&[])).await;
     server.settled("1", "done").await;
@@ -129,14 +133,19 @@ async fn binary_events_and_batches() {
         ("ce-", Some(b"x"), "attribute ``"),
         ("content-type", Some(b"\xff\xfe"), "content-type"),
     ];
-    let all: [(&str, &[u8]); 5] =
-        [("ce-specversion", b"1.0"), ("ce-id", b"2"), ("ce-source", b"/s"), ("ce-type", b"t"), ("content-type", b"text/plain")];
+    let all: [(&str, &[u8]); 5] = [
+        ("ce-specversion", b"1.0"),
+        ("ce-id", b"2"),
+        ("ce-source", b"/s"),
+        ("ce-type", b"t"),
+        ("content-type", b"text/plain"),
+    ];
     let with = |name: &str, value: Option<&[u8]>| {
         let rest = all.iter().filter(|(n, _)| *n != name).map(|(n, v)| (*n, Some(*v)));
         let request = server.request(Method::POST, "/v1/events").body("{broken");
-        rest.chain([(name, value)]).filter_map(|(n, v)| Some((n.to_owned(), v?.to_vec()))).fold(request, |r, (n, v)| {
-            r.header(n, http::HeaderValue::from_bytes(&v).expect("a value"))
-        })
+        rest.chain([(name, value)])
+            .filter_map(|(n, v)| Some((n.to_owned(), v?.to_vec())))
+            .fold(request, |r, (n, v)| r.header(n, http::HeaderValue::from_bytes(&v).expect("a value")))
     };
     for (name, value, names) in rows {
         let what = format!("{name} = {:?}", value.map(String::from_utf8_lossy));
@@ -300,8 +309,6 @@ async fn configurations() {
         refused(&what, json_request(&server, Method::PUT, path, config.to_string()), 400, names).await;
     }
     refused("no JSON", json_request(&server, Method::PUT, path, "{"), 400, "configuration").await;
-    let large = json!({"env": {"A": "x".repeat(2 << 20)}}).to_string();
-    refused("too large", json_request(&server, Method::PUT, path, large), 413, "larger").await;
     let absent = json_request(&server, Method::PUT, "/v1/functions/absent/config", "{}");
     refused("no such function", absent, 404, "absent").await;
     unchanged("at the end", &server, &before).await;
@@ -316,7 +323,8 @@ async fn components() {
         let path = server::repository().join("tests/guests/alien").join(format!("{name}.wat"));
         wat::parse_file(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     };
-    let module = |needs: &str| wat::parse_str(format!("(module {needs} (func (export \"_start\")))")).expect("a module");
+    let module =
+        |needs: &str| wat::parse_str(format!("(module {needs} (func (export \"_start\")))")).expect("a module");
     let mut bent = probe.clone();
     bent[100..200].fill(0xff);
     let rows: Vec<(&str, Vec<u8>, &str)> = vec![
@@ -335,23 +343,19 @@ async fn components() {
         ("a table that no place has", module("(table 1000000 funcref)"), "table"),
         ("more memories than places", module(&"(memory 1)".repeat(40)), "memories"),
     ];
-    let put = |name: &str, bytes: Vec<u8>| {
-        let request = server.request(Method::PUT, &format!("/v1/functions/{name}"));
-        request.header("content-type", "application/wasm").body(bytes)
-    };
+    let untyped = |name: &str| server.request(Method::PUT, &format!("/v1/functions/{name}"));
+    let put = |name: &str, bytes: Vec<u8>| untyped(name).header("content-type", "application/wasm").body(bytes);
     for (what, bytes, names) in rows {
         // Both as a new function and over one that runs.
         for name in ["new", "victim"] {
             refused(what, put(name, bytes.clone()), 422, names).await;
         }
     }
-    refused("too large", put("new", vec![0; 300_001]), 413, "300000 bytes").await;
     for name in ["Upper", "a_b", "-", "a.b"] {
-        refused(name, put(name, probe.clone()), 400, name).await;
+        refused(name, put(name, b"\0asm".to_vec()), 400, name).await;
     }
-    let untyped = server.request(Method::PUT, "/v1/functions/new").body(probe.clone());
-    refused("no content type", untyped, 415, "application/wasm").await;
-    let mistyped = server.request(Method::PUT, "/v1/functions/new").header("content-type", "text/plain").body(probe);
+    refused("no content type", untyped("new").body("\0asm"), 415, "application/wasm").await;
+    let mistyped = untyped("new").header("content-type", "text/plain").body("\0asm");
     refused("another content type", mistyped, 415, "application/wasm").await;
     unchanged("at the end", &server, &before).await;
     let (status, answer) = server.answer(server.request(Method::GET, "/fn/victim/hello")).await;

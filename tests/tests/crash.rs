@@ -102,7 +102,8 @@ fn check(what: &str, log: &[Value], acknowledged: &BTreeSet<String>) {
     }
     let twice: Vec<_> = by_id.iter().filter(|(_, n)| **n > 1).collect();
     assert!(twice.is_empty(), "{what}: more than once in the log: {twice:?}");
-    let missing: Vec<_> = acknowledged.iter().filter(|id| !by_id.contains_key(&("/crash".into(), id.to_string()))).collect();
+    let missing: Vec<_> =
+        acknowledged.iter().filter(|id| !by_id.contains_key(&("/crash".into(), id.to_string()))).collect();
     assert!(missing.is_empty(), "{what}: acknowledged and gone: {missing:?}");
     for event in log {
         let ty = text(&event["event"]["type"]);
@@ -116,7 +117,8 @@ fn check(what: &str, log: &[Value], acknowledged: &BTreeSet<String>) {
         }
         let seq = event["seq"].as_u64().expect("seq");
         let have = emitted.get(&seq).cloned().unwrap_or_default();
-        let said: BTreeSet<_> = outcomes.iter().flat_map(|o| o["emitted"].as_array().expect("emitted")).map(text).collect();
+        let said: BTreeSet<_> =
+            outcomes.iter().flat_map(|o| o["emitted"].as_array().expect("emitted")).map(text).collect();
         assert_eq!(have, said, "{what}: what the outcome says was emitted is what is in the log: {event}");
         assert_eq!(said.len(), if ty == "emits" { 2 } else { 0 }, "{what}: {event}");
     }

@@ -275,7 +275,6 @@ async fn a_function_that_answers_itself_is_stopped() {
 
 /// W3C Trace Context, 3.3: who takes part in a trace passes on what other vendors said about it.
 #[tokio::test]
-#[ignore = "known: tracestate is kept with the event and not sent on (nexus-engine's egress adds traceparent alone)"]
 async fn other_vendors_part_of_a_trace_goes_on() {
     let server = Server::start();
     let receiver = Receiver::answering(StatusCode::OK).await;

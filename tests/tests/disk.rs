@@ -108,7 +108,8 @@ async fn a_full_disk_refuses_and_a_freed_one_goes_on() {
         assert_eq!(server.answer(put(&server, &format!("probe-{round}"), "probe")).await.0, 201);
         all.push(id);
     }
-    let known: Vec<_> = state(&server).await[0]["items"].as_array().expect("items").iter().map(|e| e["event"]["id"].clone()).collect();
+    let known: Vec<_> =
+        state(&server).await[0]["items"].as_array().expect("items").iter().map(|e| e["event"]["id"].clone()).collect();
     let lost: Vec<_> = all.iter().filter(|id| !known.contains(&json!(id))).collect();
     assert_eq!((lost, known.len()), (Vec::new(), all.len()), "what was acknowledged is there, and nothing else");
     assert_eq!(server.stop(), Some(0));
@@ -185,7 +186,11 @@ async fn a_directory_that_cannot_be_written_to_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("file");
     std::fs::write(&file, "x").expect("a file");
-    let rows = [("a file", file.clone()), ("below a file", file.join("data")), ("below what is no folder", "/proc/nexus".into())];
+    let rows = [
+        ("a file", file.clone()),
+        ("below a file", file.join("data")),
+        ("below what is no folder", "/proc/nexus".into()),
+    ];
     for (what, dir) in rows {
         let line = does_not_start(what, &Server::builder().data_dir(&dir));
         says(what, &line, &[dir.to_str().expect("text")]);

@@ -67,7 +67,9 @@ async fn deliveries_in_flight_end_before_the_server_does() {
     let env = json!({"FORWARD_URL": format!("http://{}/", gate.address)});
     server.deploy("hook", "webhook-forward", json!({"triggers": trigger, "env": env, "egress": [gate.egress()]})).await;
     for at in 0..5 {
-        server.send(json!({"specversion": "1.0", "id": format!("e{at}"), "source": "/drain", "type": "t", "data": {}})).await;
+        server
+            .send(json!({"specversion": "1.0", "id": format!("e{at}"), "source": "/drain", "type": "t", "data": {}}))
+            .await;
     }
     gate.until(|held| held.now == 5).await;
     terminate(&server);
@@ -108,8 +110,9 @@ async fn what_does_not_end_is_cut_off_and_delivered_again() {
 async fn idle_and_following_clients_do_not_hold_up_the_end() {
     // Longer than any test waits: if somebody is waited for, the test fails.
     let server = Server::builder().config("drain_timeout_s = 3600\nread_timeout_s = 3600").start();
-    let idle: Vec<_> =
-        (0..3).map(|_| std::net::TcpStream::connect(server.url().trim_start_matches("http://")).expect("connect")).collect();
+    let idle: Vec<_> = (0..3)
+        .map(|_| std::net::TcpStream::connect(server.url().trim_start_matches("http://")).expect("connect"))
+        .collect();
     let (status, _) = server.answer(server.request(Method::GET, "/healthz")).await;
     assert_eq!(status, 200, "a connection that is kept alive");
     let follow = server.request(Method::GET, "/v1/logs?follow=true").send().await.expect("an answer");
@@ -129,7 +132,9 @@ async fn more_requests_than_are_worked_on_are_told_to_come_back() {
     let path = format!("/fn/slow/fetch?url={}", gate.url());
     let first = tokio::spawn(server.request(Method::GET, &path).send());
     gate.until(|held| held.now == 1).await;
-    for (method, path) in [(Method::GET, "/fn/slow/hello"), (Method::POST, "/v1/events"), (Method::GET, "/v1/functions")] {
+    for (method, path) in
+        [(Method::GET, "/fn/slow/hello"), (Method::POST, "/v1/events"), (Method::GET, "/v1/functions")]
+    {
         let (headers, problem) = refused(path, server.request(method, path), 503, "1 requests").await;
         assert!(headers["retry-after"].to_str().is_ok_and(|s| s.parse::<u32>().is_ok_and(|s| s > 0)), "{headers:?}");
         assert_eq!(problem["type"], "urn:nexus:problem:busy");

@@ -22,7 +22,11 @@ const INCIDENTAL: [&str; 10] =
 /// The counts of an account, which must be whole.
 pub fn counts(invocation: &Value) -> Counts {
     let kernel = &invocation["kernel"];
-    assert_eq!((&kernel["mode"], &kernel["complete"], &kernel["lost"]), (&json!("counts"), &json!(true), &json!(0)), "{kernel}");
+    assert_eq!(
+        (&kernel["mode"], &kernel["complete"], &kernel["lost"]),
+        (&json!("counts"), &json!(true), &json!(0)),
+        "{kernel}"
+    );
     let syscalls = kernel["syscalls"].as_object().unwrap_or_else(|| panic!("no system calls: {kernel}"));
     let number = |v: &Value, member: &str| v[member].as_u64().unwrap_or_else(|| panic!("{member}: {kernel}"));
     for (name, stats) in syscalls {
@@ -187,7 +191,9 @@ async fn the_metrics_are_the_sum_of_the_accounts() {
     server.deploy("noop", "noop", json!({})).await;
     let mut sums: BTreeMap<(String, String), u64> = BTreeMap::new();
     for n in 0..12 {
-        for (name, path) in [("files", format!("/fn/files/read?path=%2Fdata%2Ffile&n={n}")), ("noop", "/fn/noop".into())] {
+        for (name, path) in
+            [("files", format!("/fn/files/read?path=%2Fdata%2Ffile&n={n}")), ("noop", "/fn/noop".into())]
+        {
             for (syscall, (count, _)) in counts(&invoke(&server, &path).await) {
                 *sums.entry((name.to_owned(), syscall)).or_default() += count;
             }
@@ -198,9 +204,14 @@ async fn the_metrics_are_the_sum_of_the_accounts() {
         let page = server.request(Method::GET, "/metrics").send().await.expect("metrics").text().await.expect("text");
         let of_function = page.lines().filter_map(|line| {
             let (labels, value) = line.strip_prefix("nexus_syscalls_total{")?.split_once("} ")?;
-            let label = |name: &str| labels.split(',').find_map(|l| l.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"'));
+            let label = |name: &str| {
+                labels.split(',').find_map(|l| l.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"'))
+            };
             (label("owner") == Some("invocation")).then_some(())?;
-            Some(((label("function")?.to_owned(), label("syscall")?.to_owned()), value.split(' ').next()?.parse().ok()?))
+            Some((
+                (label("function")?.to_owned(), label("syscall")?.to_owned()),
+                value.split(' ').next()?.parse().ok()?,
+            ))
         });
         (of_function.collect::<BTreeMap<_, u64>>() == sums).then_some(())
     })
@@ -244,7 +255,11 @@ async fn with_no_threshold_every_call_is_an_event_of_the_span() {
     let have = counts(&event["invocations"][0]);
     let trace = server.get(&format!("/v1/traces/{}", event["trace_id"].as_str().expect("trace"))).await;
     let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
-    let spans = list(&trace["resourceSpans"]).iter().flat_map(|r| list(&r["scopeSpans"])).flat_map(|s| list(&s["spans"])).collect::<Vec<_>>();
+    let spans = list(&trace["resourceSpans"])
+        .iter()
+        .flat_map(|r| list(&r["scopeSpans"]))
+        .flat_map(|s| list(&s["spans"]))
+        .collect::<Vec<_>>();
     let events = spans.iter().flat_map(|s| list(&s["events"])).filter(|e| e["name"] == "syscall");
     let mut seen: Counts = BTreeMap::new();
     for event in events {
@@ -252,9 +267,11 @@ async fn with_no_threshold_every_call_is_an_event_of_the_span() {
             let found = list(&event["attributes"]).into_iter().find(|a| a["key"] == name);
             found.unwrap_or_else(|| panic!("no {name}: {event}"))["value"].clone()
         };
-        let int = |name: &str| attribute(name)["intValue"].as_str().and_then(|s| s.parse::<i64>().ok()).expect("a number");
+        let int =
+            |name: &str| attribute(name)["intValue"].as_str().and_then(|s| s.parse::<i64>().ok()).expect("a number");
         assert!(int("duration_ns") >= 0, "{event}");
-        let counted = seen.entry(attribute("syscall.name")["stringValue"].as_str().expect("name").to_owned()).or_default();
+        let counted =
+            seen.entry(attribute("syscall.name")["stringValue"].as_str().expect("name").to_owned()).or_default();
         counted.0 += 1;
         counted.1 += u64::from((-4095..0).contains(&int("syscall.ret")));
     }

@@ -103,7 +103,11 @@ async fn what_a_guest_writes_is_bounded_and_what_is_left_out_is_counted() {
         let dropped = invocation["logs_dropped"].as_u64().unwrap_or_default();
         assert_eq!(logs.len() as u64 + dropped, written, "{what}: every line is kept or counted");
         let bytes: usize = logs.iter().map(|l| l["line"].as_str().expect("text").len()).sum();
-        assert!(bytes <= bytes_max && logs.len() <= lines_max, "{what}: {bytes} bytes in {} lines are kept", logs.len());
+        assert!(
+            bytes <= bytes_max && logs.len() <= lines_max,
+            "{what}: {bytes} bytes in {} lines are kept",
+            logs.len()
+        );
         assert!(!logs.is_empty(), "{what}: what came first is kept");
         (logs.len(), dropped)
     };
@@ -148,7 +152,8 @@ async fn outgoing_requests_go_only_where_they_may() {
     for (at, (egress, authority, may)) in rows.into_iter().enumerate() {
         let name = format!("f{at}");
         server.deploy(&name, "probe", json!({"egress": egress})).await;
-        let (status, body, invocation) = call(&server, &format!("/fn/{name}/fetch?url=http%3A%2F%2F{authority}%2Fpath%3Fsecret")).await;
+        let (status, body, invocation) =
+            call(&server, &format!("/fn/{name}/fetch?url=http%3A%2F%2F{authority}%2Fpath%3Fsecret")).await;
         assert_eq!((status, &invocation["status"]), (200, &json!("ok")), "{egress} {authority}: {body}");
         let calls = invocation["host_calls"].as_array().cloned().unwrap_or_default();
         assert_eq!(calls.len(), 1, "{egress} {authority}: {invocation}");
@@ -176,7 +181,8 @@ async fn outgoing_requests_are_bounded_at_once_and_in_all() {
         held
     });
     assert_eq!((status, held.came), (200, 64), "{body}");
-    let count = |body: &Value, wanted: Value| body.as_array().expect("results").iter().filter(|r| **r == wanted).count();
+    let count =
+        |body: &Value, wanted: Value| body.as_array().expect("results").iter().filter(|r| **r == wanted).count();
     assert_eq!((count(&body, json!(200)), count(&body, json!("ConnectionLimitReached"))), (64, 16), "{body}");
     let refused = |c: &&Value| c["error"].as_str().is_some_and(|e| e.contains("too many"));
     let calls = invocation["host_calls"].as_array().expect("calls");
@@ -185,7 +191,10 @@ async fn outgoing_requests_are_bounded_at_once_and_in_all() {
 
     let (_, body, invocation) = call(&server, &format!("/fn/probe/fetch?url={}&n=1003", gate.url())).await;
     // The guest stops asking at the first error.
-    assert_eq!(body, json!(vec![json!(200); 1000].into_iter().chain(vec![json!("ConnectionLimitReached"); 3]).collect::<Vec<_>>()));
+    assert_eq!(
+        body,
+        json!(vec![json!(200); 1000].into_iter().chain(vec![json!("ConnectionLimitReached"); 3]).collect::<Vec<_>>())
+    );
     assert_eq!(invocation["host_calls"].as_array().map(Vec::len), Some(1000));
 }
 

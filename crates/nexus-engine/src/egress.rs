@@ -214,6 +214,11 @@ async fn exchange(
         let span = calls.trace.at(call_span(calls.invocation, index));
         if let Ok(value) = http::HeaderValue::from_str(&span.traceparent()) {
             request.headers_mut().insert("traceparent", value);
+            // It belongs to the trace that was just named; beside another's traceparent it would be wrong.
+            let state = span.tracestate.as_deref().and_then(|s| http::HeaderValue::from_str(s).ok());
+            if let Some(state) = state {
+                request.headers_mut().insert("tracestate", state);
+            }
         }
     }
     // Only a proxy is sent the whole URI.

@@ -97,6 +97,10 @@ pub(crate) fn from_outcome(outcome: Vec<u8>) -> Given {
     if outcome.is_empty() {
         return Ok((Answer::default(), Vec::new()));
     }
+    // An array would be read as the members in their order.
+    if outcome.trim_ascii_start().first() != Some(&b'{') {
+        return Err("the outcome is not a JSON object".into());
+    }
     let outcome: Outcome = parse(&outcome, "the outcome")?;
     let mut answer = match (outcome.output, outcome.output_base64) {
         (Some(_), Some(_)) => return Err("the outcome has both `output` and `output_base64`".into()),

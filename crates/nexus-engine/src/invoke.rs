@@ -158,7 +158,8 @@ impl Loaded {
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
         let place = self.profile_engine().places.clone().acquire_many_owned(self.places).await;
         let blocking = !config.mounts.is_empty();
-        let guest = Guest { loaded: self.clone(), request, config, started, calls: calls.clone(), lines: lines.clone() };
+        let guest =
+            Guest { loaded: self.clone(), request, config, started, calls: calls.clone(), lines: lines.clone() };
         let marked = Marked::new(marker, Box::pin(guest.run()));
         let ran = if blocking {
             run_on_blocking_thread(self.engine.blocking.clone(), marked, place, timeout).await

@@ -99,7 +99,7 @@ fn killed(path: &Path, round: u64, acknowledgements: usize) -> BTreeMap<Seq, Str
     acknowledged
 }
 
-async fn everything(log: &dyn Log) -> Vec<Record> {
+async fn everything(log: &dyn Log) -> Vec<std::sync::Arc<Record>> {
     let (mut from, mut records) = (Seq(1), Vec::new());
     loop {
         let page = log.read(from, 1000).await.expect("read");
@@ -141,7 +141,7 @@ async fn what_was_acknowledged_survives_a_kill() {
         // The indexes say the same as the events.
         for record in records.iter().rev().take(50) {
             let found = log.find(&record.entry.event.id, None).await.expect("find");
-            assert_eq!(found.as_slice(), std::slice::from_ref(record), "round {round}");
+            assert_eq!(found.as_slice(), std::slice::from_ref(&**record), "round {round}");
         }
         handle.close().await.expect("close");
     }

@@ -178,11 +178,7 @@ fn show(event: &Value) {
         }
     }
     if !event["cause"].is_null() {
-        say!(
-            "caused by  invocation {} of event seq {}",
-            text(&event["cause"]["invocation_id"]),
-            event["cause"]["seq"]
-        );
+        say!("caused by  invocation {} of event seq {}", text(&event["cause"]["invocation_id"]), event["cause"]["seq"]);
     }
     if !e["data"].is_null() {
         say!("data       {}", style::cut(&style::safe(&e["data"].to_string()), 400));

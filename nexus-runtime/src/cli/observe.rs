@@ -37,12 +37,7 @@ pub fn run(args: ObserveArgs, output: Output) -> Done {
         // The program's own output went to standard output; the account follows it, apart.
         Output::Text => {
             say!();
-            say!(
-                "exit code  {}  after {}  {} tasks",
-                observed.exit_code,
-                style::duration(duration_ns),
-                observed.tasks
-            );
+            say!("exit code  {}  after {}  {} tasks", observed.exit_code, style::duration(duration_ns), observed.tasks);
             trace::print_kernel(&kernel, "");
         }
     }

@@ -6,11 +6,13 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use nexus_core::ids::FunctionRef;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::client::{Client, encoded, json as body_json, print_json};
 use super::style::say;
 use super::{Done, Failure, Output, style};
+use crate::replay::ReplayRequest;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Mode {
@@ -44,18 +46,15 @@ pub struct ReplayArgs {
 
 pub async fn run(args: ReplayArgs, client: &Client) -> Done {
     let mut request = subject(&args, client).await?;
-    request["mode"] = match args.mode {
-        Mode::Deterministic => "deterministic".into(),
-        Mode::Live => "live".into(),
+    request.mode = match args.mode {
+        Mode::Deterministic => crate::replay::Mode::Deterministic,
+        Mode::Live => crate::replay::Mode::Live,
     };
-    if let Some(function) = &args.function {
-        request["function"] = function.to_string().into();
-    }
-    if let Some(data) = &args.data {
-        request["data"] = serde_json::from_str(data).map_err(|e| Failure::usage(format!("--data is not JSON: {e}")))?;
-    }
-    if let Some(rate) = args.rate {
-        request["rate"] = rate.into();
+    request.function = args.function;
+    request.rate = args.rate;
+    if let Some(data) = args.data {
+        let data = RawValue::from_string(data).map_err(|e| Failure::usage(format!("--data is not JSON: {e}")))?;
+        request.data = Some(data);
     }
     let started = client.send(client.request(Method::POST, "/v1/replays").json(&request)).await?;
     let id = body_json(started).await?["replay_id"].as_str().unwrap_or_default().to_owned();
@@ -77,22 +76,20 @@ pub async fn run(args: ReplayArgs, client: &Client) -> Done {
 }
 
 /// What the id is of.
-async fn subject(args: &ReplayArgs, client: &Client) -> Result<Value, Failure> {
+async fn subject(args: &ReplayArgs, client: &Client) -> Result<ReplayRequest, Failure> {
     let id = &args.id;
     let hex = id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     if args.source.is_none() && hex && client.find(&format!("/v1/traces/{id}")).await?.is_some() {
-        return Ok(json!({"trace_id": id}));
+        return Ok(ReplayRequest { trace_id: Some(id.clone()), ..ReplayRequest::default() });
     }
     if args.source.is_none()
         && id.len() == 36
         && let Some(found) = client.find(&format!("/v1/invocations/{}", encoded(id))).await?
     {
-        return Ok(json!({"event_id": found["event_id"], "source": found["source"]}));
+        let text = |key: &str| found[key].as_str().map(str::to_owned);
+        return Ok(ReplayRequest { event_id: text("event_id"), source: text("source"), ..ReplayRequest::default() });
     }
-    Ok(match &args.source {
-        Some(source) => json!({"event_id": id, "source": source}),
-        None => json!({"event_id": id}),
-    })
+    Ok(ReplayRequest { event_id: Some(id.clone()), source: args.source.clone(), ..ReplayRequest::default() })
 }
 
 fn show(replay: &Value) {
@@ -118,6 +115,10 @@ fn show(replay: &Value) {
     }
     say!(
         "{} of {} done: {} identical, {} diverged, {} failed",
-        replay["done"], replay["total"], replay["identical"], replay["diverged"], replay["failed"]
+        replay["done"],
+        replay["total"],
+        replay["identical"],
+        replay["diverged"],
+        replay["failed"]
     );
 }

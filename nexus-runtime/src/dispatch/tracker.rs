@@ -58,7 +58,13 @@ impl Tracker {
     /// Begins so many deliveries of an event.
     pub fn begin(&self, seq: Seq, deliveries: usize) -> InFlight {
         *self.state.inner.lock().first.entry(seq).or_default() += deliveries;
-        InFlight(Arc::new(Part { shared: self.state.clone(), seq, deliveries, again: false, unsettled: deliveries.into() }))
+        InFlight(Arc::new(Part {
+            shared: self.state.clone(),
+            seq,
+            deliveries,
+            again: false,
+            unsettled: deliveries.into(),
+        }))
     }
 
     /// Begins another attempt.

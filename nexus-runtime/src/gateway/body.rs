@@ -1,5 +1,9 @@
 //! Reading a request's body: whole, bounded, in time.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -42,4 +46,41 @@ pub fn object<T: DeserializeOwned>(json: &[u8], kind: &'static str, what: &str) 
         _ => serde_json::from_slice(json).map_err(|e| e.to_string()),
     };
     read.map_err(|why| Problem::bad_request(kind, format!("{what} is not valid: {why}")))
+}
+
+/// A body that tells when it was read to its end.
+pub struct Watched {
+    inner: Body,
+    ended: Arc<AtomicBool>,
+}
+
+impl Watched {
+    /// Sets `ended` when the last of `inner` was read.
+    pub fn new(inner: Body, ended: Arc<AtomicBool>) -> Self {
+        Self { inner, ended }
+    }
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if frame.is_none() || self.inner.is_end_stream() {
+            self.ended.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
 }

@@ -86,10 +86,7 @@ fn time(name: &str, value: Option<&str>) -> Result<Option<Timestamp>, Problem> {
     value.map(parse).transpose()
 }
 
-pub async fn list(
-    State(gateway): State<Shared>,
-    Query(query): Query<ListQuery>,
-) -> Result<Response, Problem> {
+pub async fn list(State(gateway): State<Shared>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
     let limit = page_limit(query.limit.as_deref())?;
     let function: Option<FunctionName> = query.function.map(|f| f.parse()).transpose()?;
     let status = query
@@ -150,6 +147,7 @@ struct Page {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SourceQuery {
     source: Option<String>,
 }

@@ -34,10 +34,7 @@ pub struct Search {
     operation: Option<String>,
 }
 
-pub async fn search(
-    State(gateway): State<Shared>,
-    Query(search): Query<Search>,
-) -> Result<Response, Problem> {
+pub async fn search(State(gateway): State<Shared>, Query(search): Query<Search>) -> Result<Response, Problem> {
     let micros = |at: Option<i64>| at.and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
     let wanted = search.limit.unwrap_or(20).clamp(1, TRACES_MAX);
     let mut find =

@@ -25,10 +25,7 @@ pub struct LogsQuery {
 }
 
 /// One JSON object a line. With `follow` the answer goes on until the client or the server ends it.
-pub async fn follow(
-    State(gateway): State<Shared>,
-    Query(query): Query<LogsQuery>,
-) -> Result<Response, Problem> {
+pub async fn follow(State(gateway): State<Shared>, Query(query): Query<LogsQuery>) -> Result<Response, Problem> {
     let mut head = String::new();
     // Followed before it is read, so that no line falls between the two.
     let receiver = gateway.line.telemetry.logs.follow();

@@ -16,6 +16,7 @@ mod traces;
 mod views;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -98,6 +99,23 @@ pub fn router(gateway: Shared) -> Router {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
         })
         .with_state(gateway)
+        .layer(middleware::from_fn(end_where_unread))
+}
+
+/// A client that is answered before its body was read goes on sending it. It is told that the connection ends with the
+/// answer, so that it does not send its next request on it.
+async fn end_where_unread(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    if http_body::Body::is_end_stream(&body) {
+        return next.run(Request::from_parts(head, body)).await;
+    }
+    let ended = Arc::new(AtomicBool::new(false));
+    let watched = body::Watched::new(body, ended.clone());
+    let mut response = next.run(Request::from_parts(head, axum::body::Body::new(watched))).await;
+    if !ended.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Lets no more requests in than are worked on at once: the rest is told to come back.

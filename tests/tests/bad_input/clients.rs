@@ -4,13 +4,13 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use nexus_tests::Server;
-use nexus_tests::problem::{json as json_request, refused, state, unchanged};
+use nexus_tests::problem::{refused, state, unchanged};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::{STRUCTURED, event, post, prepared};
+use crate::{STRUCTURED, event, prepared, prepared_from};
 
 /// A connection of its own, on which bytes are sent as they are.
 struct Raw(TcpStream);
@@ -30,9 +30,13 @@ impl Raw {
     }
 
     /// What comes until the server closes.
-    fn answer(mut self, what: &str) -> String {
-        let mut bytes = Vec::new();
-        match self.0.read_to_end(&mut bytes) {
+    async fn answer(mut self, what: &str) -> String {
+        let read = move || {
+            let mut bytes = Vec::new();
+            (self.0.read_to_end(&mut bytes), bytes)
+        };
+        let (ended, bytes) = tokio::task::spawn_blocking(read).await.expect("a thread");
+        match ended {
             Ok(_) => {}
             // Closed with bytes unread, which the system tells as a reset.
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
@@ -46,33 +50,58 @@ impl Raw {
 async fn bodies_over_the_bound_are_refused_before_they_are_read() {
     let server = prepared().await;
     let before = state(&server).await;
-    let large = event(&[("data", json!("x".repeat(70_000)))]).to_string();
-    // A connection each: the server need not read on after its answer.
-    let alone = |request: reqwest::RequestBuilder| request.header("connection", "close");
-    refused("an event", alone(post(&server, STRUCTURED, large.clone())), 413, "65536 bytes").await;
-    let call = server.request(Method::POST, "/fn/victim/echo").body(large.clone());
-    refused("a call", alone(call), 413, "65536 bytes").await;
-    let replay = json!({"event_id": "1", "mode": "live", "data": "x".repeat(200_000)}).to_string();
-    refused("a replay", alone(json_request(&server, Method::POST, "/v1/replays", replay)), 413, "bytes").await;
-    // None of the body is ever sent: who waited for it would answer 408. The client is told not to use the connection
-    // again, for what it might still be sending would be taken for its next request.
-    let told = "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000000\r\n\r\n";
-    let answer = Raw::to(&server).send(told).answer("a length that is told");
-    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+    // None of the body is ever sent: who waited for it would answer 408.
+    let rows = [
+        ("POST /v1/events", 65_537, "65536 bytes"),
+        ("POST /v1/events", u64::MAX / 2, "65536 bytes"),
+        ("POST /fn/victim/echo", 65_537, "65536 bytes"),
+        ("POST /v1/replays", 200_000, "bytes"),
+        ("PUT /v1/functions/victim/config", (1 << 20) + 1, "1048576 bytes"),
+        ("PUT /v1/functions/victim", 300_001, "300000 bytes"),
+    ];
+    for (line, length, names) in rows {
+        let kind = if line.ends_with("victim") { "application/wasm" } else { "application/json" };
+        let head = format!(
+            "{line} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+        );
+        let answer = Raw::to(&server).send(head).answer(line).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{line} {length}: {answer}");
+        assert!(answer.contains("application/problem+json") && answer.contains(names), "{line} {length}: {answer}");
+    }
     // A length that is not told is counted. The last chunk never comes.
-    let mut chunked = "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
+    let mut chunked =
+        "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
     for _ in 0..5 {
         chunked.push_str(&format!("4000\r\n{}\r\n", "x".repeat(0x4000)));
     }
-    let answer = Raw::to(&server).send(chunked).answer("a length that is not told");
+    let answer = Raw::to(&server).send(chunked).answer("a length that is not told").await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     unchanged("at the end", &server, &before).await;
 }
 
+/// A client that is answered before it has sent its body goes on sending, and takes the connection for good. It has to be
+/// told that it is not, or its next request is lost.
+#[tokio::test]
+async fn an_answer_before_the_body_was_read_ends_the_connection() {
+    let server = prepared().await;
+    let rows = [
+        ("too large", "POST /v1/events", "413"),
+        ("not a component", "PUT /v1/functions/new", "415"),
+        ("no such name", "PUT /v1/functions/a_b", "400"),
+        ("no such function", "POST /fn/absent", "404"),
+        ("no such page", "POST /nowhere", "404"),
+    ];
+    for (what, line, status) in rows {
+        let head = format!("{line} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n");
+        let answer = Raw::to(&server).send(head).answer(what).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer}");
+        assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{what}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_stalls_is_cut_and_holds_up_nobody() {
-    let server = prepared().await;
+    let server = prepared_from(Server::builder().config("read_timeout_s = 1")).await;
     let before = state(&server).await;
     let line = "POST /v1/events HTTP/1.1\r\nhost: x\r\n";
     let rows = [
@@ -81,16 +110,25 @@ async fn a_client_that_stalls_is_cut_and_holds_up_nobody() {
         ("half of the preface of HTTP/2", "PRI * HT".to_owned(), None),
         ("half a head", line.to_owned(), None),
         ("half a body", format!("{line}content-type: {STRUCTURED}\r\ncontent-length: 100\r\n\r\n{{"), Some("408")),
-        ("half a chunk", format!("{line}content-type: {STRUCTURED}\r\ntransfer-encoding: chunked\r\n\r\n10\r\n{{"), Some("408")),
-        ("half a call", "POST /fn/victim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx".to_owned(), Some("408")),
+        (
+            "half a chunk",
+            format!("{line}content-type: {STRUCTURED}\r\ntransfer-encoding: chunked\r\n\r\n10\r\n{{"),
+            Some("408"),
+        ),
+        (
+            "half a call",
+            "POST /fn/victim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx".to_owned(),
+            Some("408"),
+        ),
     ];
-    let stalled: Vec<_> = rows.iter().map(|(what, bytes, status)| (what, Raw::to(&server).send(bytes), status)).collect();
+    let stalled: Vec<_> =
+        rows.iter().map(|(what, bytes, status)| (what, Raw::to(&server).send(bytes), status)).collect();
     for _ in 0..20 {
         let (status, answer) = server.answer(server.request(Method::GET, "/v1/functions/victim")).await;
         assert_eq!(status, 200, "beside clients that stall: {answer}");
     }
     for (what, raw, status) in stalled {
-        let answer = raw.answer(what);
+        let answer = raw.answer(what).await;
         if let Some(status) = status {
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer:?}");
             assert!(answer.contains("application/problem+json"), "{what}: {answer}");
@@ -103,7 +141,8 @@ async fn a_client_that_stalls_is_cut_and_holds_up_nobody() {
 async fn idle_connections_do_not_keep_others_out() {
     let server = Server::builder().config("connections_max = 2\nread_timeout_s = 1").start();
     let held: Vec<_> = (0..2).map(|_| Raw::to(&server)).collect();
-    let answer = Raw::to(&server).send("GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").answer("a third");
+    let answer =
+        Raw::to(&server).send("GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").answer("a third").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
     drop(held);
 }
@@ -127,7 +166,8 @@ async fn pages_of_other_sites_cannot_drive_the_api() {
     }
     let calls = server.get("/v1/events?type=nexus.http.request").await["items"].as_array().map(Vec::len);
     assert_eq!(calls, Some(4));
-    let others = |state: &Value| state[0]["items"].as_array().expect("items").iter().filter(|e| e["event"]["id"] == "2").count();
+    let others =
+        |state: &Value| state[0]["items"].as_array().expect("items").iter().filter(|e| e["event"]["id"] == "2").count();
     assert_eq!(others(&state(&server).await), 0);
     assert_eq!(state(&server).await[2], before[2], "the function is as it was");
     let (status, answer) = server.answer(sent("/v1/events", server.url())).await;
@@ -151,9 +191,16 @@ async fn noise_is_never_the_servers_fault() {
             Method::PUT,
             "/v1/functions/victim/config".into(),
             "application/json",
-            json!({"triggers": [{"filters": [{"not": {"prefix": {"type": "a"}}}]}], "limits": {"memory_mb": 64}}).to_string().into(),
+            json!({"triggers": [{"filters": [{"not": {"prefix": {"type": "a"}}}]}], "limits": {"memory_mb": 64}})
+                .to_string()
+                .into(),
         ),
-        (Method::POST, "/v1/replays".into(), "application/json", json!({"event_id": "1", "mode": "live"}).to_string().into()),
+        (
+            Method::POST,
+            "/v1/replays".into(),
+            "application/json",
+            json!({"event_id": "1", "mode": "live"}).to_string().into(),
+        ),
         (Method::POST, format!("/fn/victim/echo?id={id}"), "application/json", b"{}".to_vec()),
     ];
     for round in 0..600 {

@@ -29,7 +29,8 @@ async fn says_that_it_is_off(server: &Server, reason: &[&str]) {
         key.starts_with("nexus.kernel.syscall") || key.starts_with("nexus.time.") || *key == "nexus.kernel.lost"
     };
     assert_eq!(invoke.attributes.keys().find(numbers), None, "{invoke:?}");
-    let page = server.request(reqwest::Method::GET, "/metrics").send().await.expect("metrics").text().await.expect("text");
+    let page =
+        server.request(reqwest::Method::GET, "/metrics").send().await.expect("metrics").text().await.expect("text");
     assert!(!page.contains("nexus_syscalls_total{"), "{page}");
 }
 

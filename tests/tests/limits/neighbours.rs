@@ -74,7 +74,9 @@ async fn no_fault_keeps_a_place_in_the_pool() {
     let gate = Gate::closed().await;
     let server = Server::builder().config("instances_max = 4").start();
     let egress = json!([gate.egress()]);
-    server.deploy("bad", "probe", config(json!({"limits": {"timeout_ms": 20, "memory_mb": 32}, "egress": egress}))).await;
+    server
+        .deploy("bad", "probe", config(json!({"limits": {"timeout_ms": 20, "memory_mb": 32}, "egress": egress})))
+        .await;
     server.deploy("large", "probe", config(json!({"limits": {"timeout_ms": 20, "memory_mb": 512}}))).await;
     server.deploy("good", "probe", config(json!({"limits": {}}))).await;
     let fetch = format!("fetch?url={}", gate.url());
@@ -118,7 +120,8 @@ async fn no_fault_keeps_a_place_in_the_pool() {
     assert_eq!((status, body), (200, json!("hello")));
     until("nothing to run any more", || async {
         let functions = server.get("/v1/functions").await;
-        let running = functions["items"].as_array()?.iter().map(|f| f["stats"]["running"].as_u64()).sum::<Option<u64>>()?;
+        let running =
+            functions["items"].as_array()?.iter().map(|f| f["stats"]["running"].as_u64()).sum::<Option<u64>>()?;
         (running == 0).then_some(())
     })
     .await;
@@ -130,7 +133,11 @@ async fn a_file_that_blocks_costs_its_timeout_and_its_own_place() {
     let fifo = folder.path().join("fifo");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("a FIFO");
-    let server = Server::builder().arg("--allow-mount").arg(folder.path().to_str().expect("text")).config("instances_max = 2").start();
+    let server = Server::builder()
+        .arg("--allow-mount")
+        .arg(folder.path().to_str().expect("text"))
+        .config("instances_max = 2")
+        .start();
     let mounts = json!([{"host": folder.path(), "guest": "/data"}]);
     server.deploy("files", "probe", config(json!({"mounts": mounts}))).await;
     server.deploy("good", "probe", json!({})).await;
