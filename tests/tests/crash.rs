@@ -2,6 +2,7 @@
 //! had acknowledged is there each time, once, and comes to its one outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -24,16 +25,24 @@ fn start(data_dir: &Path) -> Server {
     builder(data_dir).start()
 }
 
-/// Starts the server and kills it when it has so many files open: a measure of how far it has come.
+/// Starts the server and kills it when it has so many files open (a measure of how far it has come), or is ready.
 fn kill_in_the_middle_of_its_start(data_dir: &Path, files: usize) {
     let (mut command, _, _folder) = builder(data_dir).command();
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
-    let open = || std::fs::read_dir(format!("/proc/{}/fd", child.id())).map_or(usize::MAX, Iterator::count);
-    while open() < files {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
+    let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+    // Its first line says that it is ready; without one it ended by itself.
+    let first_line = std::thread::spawn(move || {
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("text");
+        line
+    });
+    let open_files = format!("/proc/{}/fd", child.id());
+    while !first_line.is_finished() && std::fs::read_dir(&open_files).map_or(0, Iterator::count) < files {
         std::thread::yield_now();
     }
     child.kill().expect("it is killed");
     child.wait().expect("it ends");
+    first_line.join().expect("the reader ends with the program");
 }
 
 /// Sends events until the server is gone; the ids of those that it acknowledged.
