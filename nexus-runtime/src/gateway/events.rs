@@ -117,8 +117,9 @@ pub async fn list(State(gateway): State<Shared>, Query(query): Query<ListQuery>)
         let mut full_at = None;
         for record in page.records {
             let seq = record.seq;
-            let outcomes = gateway.line.storage.log.outcomes(seq).await?;
+            // The stage first: what is settled then has all its outcomes when they are read.
             let stage = gateway.dispatcher.stage(seq);
+            let outcomes = gateway.line.storage.log.outcomes(seq).await?;
             let wanted = function.as_ref().is_none_or(|f| outcomes.iter().any(|o| o.function == *f))
                 && status.is_none_or(|s| EventStatus::of(&outcomes, stage) == s);
             if wanted {
@@ -172,8 +173,9 @@ pub async fn get(
     Query(query): Query<SourceQuery>,
 ) -> Result<Response, Problem> {
     let record = find_one(&gateway, &id, query.source.as_deref()).await?;
-    let outcomes = gateway.line.storage.log.outcomes(record.seq).await?;
+    // The stage first: what is settled then has all its outcomes when they are read.
     let stage = gateway.dispatcher.stage(record.seq);
+    let outcomes = gateway.line.storage.log.outcomes(record.seq).await?;
     Ok(Json(EventView::new(record, outcomes, stage)).into_response())
 }
 
