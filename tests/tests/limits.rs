@@ -199,6 +199,24 @@ async fn outgoing_requests_are_bounded_at_once_and_in_all() {
 }
 
 #[tokio::test]
+async fn the_record_of_a_request_is_bounded_and_the_request_is_whole() {
+    let receiver = nexus_tests::receiver::Receiver::answering(http::StatusCode::OK).await;
+    let server = Server::start();
+    server.deploy("probe", "probe", json!({"egress": [receiver.address.to_string()]})).await;
+    let long = "a".repeat(20_000);
+    let path = format!("/fn/probe/fetch?url=http%3A%2F%2F{}%2F{long}", receiver.address);
+    let (_, body, invocation) = call(&server, &path).await;
+    assert_eq!(body, json!([200]));
+    assert_eq!(receiver.received()[0].path, format!("/{long}"));
+    let url = invocation["host_calls"][0]["url"].as_str().expect("a URL");
+    assert!(
+        url.len() < 2100 && url.starts_with(&receiver.url("/aaa")) && url.ends_with('…'),
+        "{} bytes: {url}",
+        url.len()
+    );
+}
+
+#[tokio::test]
 async fn no_more_run_at_once_than_the_limit_says() {
     let server = Server::start();
     for concurrency in [1, 3] {

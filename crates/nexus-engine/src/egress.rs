@@ -23,6 +23,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
+/// How much of a URL and of a method the record of a call keeps.
+const URL_BYTES_MAX: usize = 2048;
+const METHOD_BYTES_MAX: usize = 32;
+
 type Sent = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>;
 
 /// The span of an invocation's `index`th outgoing request.
@@ -155,14 +159,15 @@ impl Destination {
 
 async fn send(calls: Arc<Calls>, request: http::Request<WasiBody>, options: Option<RequestOptions>) -> Sent {
     let uri = request.uri();
+    let url = format!(
+        "{}://{}{}",
+        uri.scheme_str().unwrap_or("http"),
+        uri.authority().map_or("", |a| a.as_str().rsplit('@').next().unwrap_or_default()),
+        uri.path()
+    );
     let call = HostCall {
-        method: request.method().to_string(),
-        url: format!(
-            "{}://{}{}",
-            uri.scheme_str().unwrap_or("http"),
-            uri.authority().map_or("", |a| a.as_str().rsplit('@').next().unwrap_or_default()),
-            uri.path()
-        ),
+        method: shortened(request.method().as_str(), METHOD_BYTES_MAX),
+        url: shortened(&url, URL_BYTES_MAX),
         status: None,
         error: None,
         offset_ns: calls.started.elapsed().as_nanos() as u64,
@@ -312,6 +317,14 @@ async fn tls(destination: &Destination, stream: TcpStream) -> Result<Box<dyn Str
     let name = rustls::pki_types::ServerName::try_from(bare).map_err(|_| Error::HttpRequestUriInvalid)?;
     let stream = tokio_rustls::TlsConnector::from(config.clone()).connect(name, stream).await.map_err(Error::Tls)?;
     Ok(Box::new(stream))
+}
+
+/// What is kept of a text that the guest chose: it may be as long as the guest's memory.
+fn shortened(text: &str, bytes_max: usize) -> String {
+    if text.len() <= bytes_max {
+        return text.to_owned();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(bytes_max)])
 }
 
 /// An error as a person would say it.
