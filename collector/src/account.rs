@@ -111,8 +111,8 @@ impl Account {
         }
     }
 
-    /// Notes that a section ran unwatched.
-    pub(crate) fn set_missed(&self) {
+    /// Notes that something was, or will be, done for it that is not in it.
+    pub fn set_incomplete(&self) {
         self.missed.store(true, Ordering::Relaxed);
     }
 

@@ -77,7 +77,7 @@ pub(crate) fn begin(account: &Account) -> Mark<'_> {
             .unwrap_or(State::Unwatched),
     };
     if matches!(state, State::Unwatched) {
-        account.set_missed();
+        account.set_incomplete();
     }
     Mark { account, state, _not_send: PhantomData }
 }

@@ -420,6 +420,7 @@ function runPart(run) {
     run.retry_at ? el("p", { class: "dim" }, "To be tried again at ", clock(run.retry_at), " (", ago(run.retry_at), ")") : null,
     run.emitted.length > 0 ? el("p", {}, `Emitted ${plural(run.emitted.length, "event")}: `, run.emitted.map((id, i) => [i > 0 ? ", " : "", outside(id)])) : null,
     run.host_calls?.length ? el("ul", {}, run.host_calls.map(hostCall)) : null,
+    run.host_calls_dropped ? el("p", { class: "note warn", text: `${plural(run.host_calls_dropped, "more call")} refused: it had made as many as it may.` }) : null,
     run.output ? folded(`output ${run.invocation_id}`, outputTitle(run.output), payload(run.output)) : null,
     run.logs?.length ? folded(`logs ${run.invocation_id}`, plural(run.logs.length, "line") + " written", logLines(run), true) : null,
     run.logs_dropped ? el("p", { class: "note warn", text: `${plural(run.logs_dropped, "more line")} found no room and are gone.` }) : null,

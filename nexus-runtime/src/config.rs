@@ -64,6 +64,8 @@ pub struct Config {
     pub limits: ServerLimits,
     /// How long events are kept.
     pub retention: Retention,
+    /// Names under which the API may be reached, beside addresses, `localhost` and names below it.
+    pub hosts_allowed: Vec<String>,
     /// Folders below which functions may have mounts; none by default.
     pub mounts_allowed: Vec<PathBuf>,
 }
@@ -90,6 +92,8 @@ pub struct ServerLimits {
     pub batch_events_max: usize,
     /// Requests that are worked on at once; more are answered with 503.
     pub requests_max: usize,
+    /// HTTP calls that may wait for one function beside those that run; more are answered with 429.
+    pub calls_waiting_max: usize,
     /// Open connections; more wait to be accepted.
     pub connections_max: usize,
     /// How long a client may take to send its request, in seconds.
@@ -111,6 +115,7 @@ impl Default for ServerLimits {
             component_bytes_max: 64 << 20,
             batch_events_max: 10_000,
             requests_max: 4096,
+            calls_waiting_max: 500,
             connections_max: 8192,
             read_timeout_s: 30,
             drain_timeout_s: 30,
@@ -150,6 +155,7 @@ impl Default for Config {
             otlp: Otlp::default(),
             limits: ServerLimits::default(),
             retention: Retention::default(),
+            hosts_allowed: Vec::new(),
             mounts_allowed: Vec::new(),
         }
     }
@@ -199,6 +205,7 @@ impl Config {
         range("limits.component_bytes_max", limits.component_bytes_max as u64, 1 << 10, 1 << 30)?;
         range("limits.batch_events_max", limits.batch_events_max as u64, 1, 1_000_000)?;
         range("limits.requests_max", limits.requests_max as u64, 1, 1_000_000)?;
+        range("limits.calls_waiting_max", limits.calls_waiting_max as u64, 0, 1_000_000)?;
         range("limits.connections_max", limits.connections_max as u64, 1, 1_000_000)?;
         range("limits.read_timeout_s", limits.read_timeout_s, 1, 3600)?;
         range("limits.drain_timeout_s", limits.drain_timeout_s, 0, 3600)?;
@@ -206,6 +213,12 @@ impl Config {
         range("limits.in_flight_kib_max", u64::from(limits.in_flight_kib_max), 1 << 10, 64 << 20)?;
         range("limits.disk_reserve_mib", limits.disk_reserve_mib, 0, 1 << 20)?;
         range("retention.dedup_hours", self.retention.dedup_hours, 0, 24 * 365)?;
+        for host in &self.hosts_allowed {
+            // A name as it stands in the Host header: without scheme, port or path.
+            if host.is_empty() || url::Host::parse(host).is_err() || host.contains([':', '/']) {
+                bail!("config: `hosts_allowed` has {host:?}; it must be a name, as `nexus.example` is, without a port");
+            }
+        }
         if let Some(endpoint) = &self.otlp.endpoint {
             let url = url::Url::parse(endpoint).with_context(|| format!("config: `otlp.endpoint` {endpoint:?}"))?;
             if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
@@ -246,6 +259,8 @@ mod tests {
         check("[limits]\nrequest_max = 1", "request_max");
         check("[otlp]\nendpoint = \"localhost\"", "otlp.endpoint");
         check("kernel = \"maybe\"", "maybe");
+        check("hosts_allowed = [\"http://a.example\"]", "hosts_allowed");
+        check("hosts_allowed = [\"a.example:80\"]", "hosts_allowed");
     }
 
     #[test]

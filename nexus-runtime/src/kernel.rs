@@ -106,6 +106,13 @@ impl Watch {
         }
     }
 
+    /// Something goes on working for the invocation after its account is read.
+    pub fn set_incomplete(&self) {
+        if let Self::On(account) = self {
+            account.set_incomplete();
+        }
+    }
+
     /// What was seen so far.
     pub fn read(&self) -> (KernelAccount, Vec<SlowSyscall>) {
         match self {

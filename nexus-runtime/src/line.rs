@@ -116,6 +116,9 @@ impl Line {
                 let watch = self.kernel.account(started);
                 let invocation = self.invocation(&delivery, invocation_id, started, watch.marker());
                 finished = ready.loaded.invoke(invocation).await;
+                if finished.left_behind {
+                    watch.set_incomplete();
+                }
                 (kernel, slow_syscalls) = watch.read();
             }
             Err(error) => {
@@ -146,6 +149,7 @@ impl Line {
             output: output::kept(&finished.answer),
             disposition: Disposition::Done,
             host_calls: finished.host_calls,
+            host_calls_dropped: finished.host_calls_dropped,
             logs: finished.logs,
             logs_dropped: finished.logs_dropped,
             kernel,
@@ -191,6 +195,7 @@ impl Line {
             output: None,
             disposition: Disposition::Dead,
             host_calls: Vec::new(),
+            host_calls_dropped: 0,
             logs: Vec::new(),
             logs_dropped: 0,
             kernel: KernelAccount::off("the function did not run"),
@@ -357,8 +362,10 @@ fn denied(error: String) -> Finished {
         answer: Answer::default(),
         emitted: Vec::new(),
         host_calls: Vec::new(),
+        host_calls_dropped: 0,
         logs: Vec::new(),
         logs_dropped: 0,
+        left_behind: false,
         init: Duration::ZERO,
         duration: Duration::ZERO,
     }

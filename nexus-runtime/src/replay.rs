@@ -501,6 +501,7 @@ mod tests {
             }),
             disposition: Disposition::Done,
             host_calls: Vec::new(),
+            host_calls_dropped: 0,
             logs: Vec::new(),
             logs_dropped: 0,
             kernel: KernelAccount::off("test"),

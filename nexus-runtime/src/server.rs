@@ -23,7 +23,7 @@ use tower_service::Service;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
-use crate::gateway::{self, Gateway};
+use crate::gateway::{self, Gateway, Hosts};
 use crate::kernel::Kernel;
 use crate::line::Line;
 use crate::replay::Replays;
@@ -68,7 +68,9 @@ impl Server {
         let mut engine_config = EngineConfig::new(config.data_dir.join("compiled"));
         engine_config.instances_max = config.limits.instances_max;
         let engine = Engine::start(engine_config)?;
-        let catalog = Catalog::open(storage.storage(), engine, config.mounts_allowed.clone()).await?;
+        let catalog =
+            Catalog::open(storage.storage(), engine, config.mounts_allowed.clone(), config.limits.calls_waiting_max)
+                .await?;
         let telemetry = Telemetry::new(Exporter::start(&config.otlp)?);
         let line = Arc::new(Line {
             storage: storage.storage(),
@@ -92,6 +94,7 @@ impl Server {
             limits: config.limits.clone(),
             stop: stop.clone(),
             requests: Semaphore::new(config.limits.requests_max),
+            hosts: Hosts::new(config.hosts_allowed.clone()),
         });
         tasks.spawn(accept(listener, gateway, config.clone(), stop.clone()));
         let (mode, reason) = kernel.mode();

@@ -196,6 +196,7 @@ async fn outgoing_requests_are_bounded_at_once_and_in_all() {
         json!(vec![json!(200); 1000].into_iter().chain(vec![json!("ConnectionLimitReached"); 3]).collect::<Vec<_>>())
     );
     assert_eq!(invocation["host_calls"].as_array().map(Vec::len), Some(1000));
+    assert_eq!(invocation["host_calls_dropped"], 3);
 }
 
 #[tokio::test]

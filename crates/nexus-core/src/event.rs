@@ -262,8 +262,7 @@ impl Event {
                 check_text(name, value)?;
             }
         }
-        // RFC 3986 leaves out of a URI reference what would break a header or a log line.
-        if self.source.chars().any(|c| c.is_whitespace() || matches!(c, '<' | '>' | '"' | '`' | '\\' | '{' | '}')) {
+        if !is_uri_text(&self.source) {
             return Err(attribute("source", "is not a URI reference"));
         }
         if let Some(time) = &self.time
@@ -271,10 +270,20 @@ impl Event {
         {
             return Err(attribute("time", "is not an RFC 3339 time"));
         }
-        if let Some(subject) = &self.subject
-            && subject.is_empty()
+        for (name, value) in [("subject", &self.subject), ("dataschema", &self.dataschema)] {
+            if value.as_ref().is_some_and(String::is_empty) {
+                return Err(attribute(name, "is empty"));
+            }
+        }
+        if let Some(schema) = &self.dataschema
+            && !is_uri_text(schema)
         {
-            return Err(attribute("subject", "is empty"));
+            return Err(attribute("dataschema", "is not a URI"));
+        }
+        if let Some(content_type) = &self.datacontenttype
+            && !is_media_type(content_type)
+        {
+            return Err(attribute("datacontenttype", "is not a media type, as `application/json` is"));
         }
         if self.extensions.len() > EXTENSIONS_MAX {
             return Err(attribute("extensions", &format!("are more than {EXTENSIONS_MAX}")));
@@ -287,6 +296,19 @@ impl Event {
         }
         Ok(())
     }
+}
+
+/// RFC 3986 leaves out of a URI reference what would break a header or a log line.
+fn is_uri_text(text: &str) -> bool {
+    !text.chars().any(|c| c.is_whitespace() || matches!(c, '<' | '>' | '"' | '`' | '\\' | '{' | '}'))
+}
+
+/// `type/subtype`, each a token (RFC 9110, sections 5.6.2 and 8.3.1); what follows a `;` is the sender's affair.
+fn is_media_type(text: &str) -> bool {
+    let token =
+        |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+    let media = text.split(';').next().unwrap_or_default().trim();
+    media.split_once('/').is_some_and(|(kind, sub)| token(kind) && token(sub))
 }
 
 fn attribute(name: &str, why: &str) -> InvalidEvent {
@@ -340,9 +362,11 @@ impl Serialize for Event {
     }
 }
 
+/// Reads back what was written: [`Event::validate`] is not asked, so that a rule that became stricter later never makes
+/// a record unreadable. What comes from outside is read by [`Event::from_json`].
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Draft::deserialize(deserializer)?.finish().map_err(de::Error::custom)
+        Draft::deserialize(deserializer)?.build().map_err(de::Error::custom)
     }
 }
 
@@ -365,6 +389,12 @@ impl Draft {
 
     /// The event, if everything required is there and right.
     pub fn finish(self) -> Result<Event, InvalidEvent> {
+        let event = self.build()?;
+        event.validate()?;
+        Ok(event)
+    }
+
+    fn build(self) -> Result<Event, InvalidEvent> {
         match self.specversion.as_deref() {
             Some("1.0") => {}
             Some(other) => {
@@ -406,7 +436,6 @@ impl Draft {
             }
             (None, None) => None,
         };
-        event.validate()?;
         Ok(event)
     }
 }
@@ -510,8 +539,23 @@ mod tests {
         check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":1,"data_base64":"AA=="}"#, "`data`");
         check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data_base64":"*"}"#, "base64");
         check(r#"{"specversion":"1.0","id":"1","id":"2","source":"/s","type":"t"}"#, "twice");
+        check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","dataschema":""}"#, "`dataschema` is empty");
+        check(r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","dataschema":"a b"}"#, "`dataschema`");
+        for not_media in ["", "json", "a/", "/b", "a b/c", "text/pl ain", "a/b/c", ";a=b"] {
+            let json =
+                format!(r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":{not_media:?}}}"#);
+            check(&json, "`datacontenttype` is not a media type");
+        }
         check("[]", "JSON");
         check("", "JSON");
+    }
+
+    #[test]
+    fn what_was_written_is_read_whatever_the_rules_are_now() {
+        let json = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"any text"}"#;
+        parse(json).expect_err("from outside");
+        let event: Event = serde_json::from_str(json).expect("from the log");
+        assert_eq!(event.datacontenttype.as_deref(), Some("any text"));
     }
 
     #[test]

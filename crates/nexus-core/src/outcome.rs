@@ -199,6 +199,9 @@ pub struct Outcome {
     /// Calls to the outside, in the order of their start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_calls: Vec<HostCall>,
+    /// Calls that were refused because it had made as many as it may; there is no record of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub host_calls_dropped: u64,
     /// Lines that it wrote; the bound is the engine's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<LogLine>,

@@ -5,6 +5,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -44,6 +45,9 @@ pub(crate) struct Calls {
     calls_max: usize,
     open: Arc<Semaphore>,
     made: Mutex<Vec<HostCall>>,
+    dropped: AtomicU64,
+    /// Names that are being resolved, on threads that cannot be stopped.
+    resolving: Arc<AtomicUsize>,
     /// Held by every future that works for a request; see [`Calls::ended`].
     alive: Mutex<Option<mpsc::Sender<()>>>,
     gone: tokio::sync::Mutex<mpsc::Receiver<()>>,
@@ -68,6 +72,8 @@ impl Calls {
             calls_max: bounds.1,
             open: Arc::new(Semaphore::new(bounds.0)),
             made: Mutex::new(Vec::new()),
+            dropped: AtomicU64::new(0),
+            resolving: Arc::default(),
             alive: Mutex::new(Some(alive)),
             gone: tokio::sync::Mutex::new(gone),
         })
@@ -75,18 +81,23 @@ impl Calls {
 
     /// Waits until nothing works for the invocation any more, so that its account is whole, unless its guest was left
     /// behind; then returns its calls. No request can begin after that.
-    pub async fn ended(&self, guest_gone: bool) -> Vec<HostCall> {
+    pub async fn ended(&self, guest_gone: bool) -> Ended {
         drop(self.alive.lock().take());
         if guest_gone {
             // Nobody sends: this resolves when the last sender is dropped.
             let _ = self.gone.lock().await.recv().await;
         }
-        std::mem::take(&mut *self.made.lock())
+        Ended {
+            made: std::mem::take(&mut *self.made.lock()),
+            dropped: self.dropped.load(Ordering::Relaxed),
+            resolving: self.resolving.load(Ordering::Acquire) > 0,
+        }
     }
 
     fn begin(&self, call: HostCall) -> Result<usize, Error> {
         let mut made = self.made.lock();
         if made.len() >= self.calls_max {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
             return Err(Error::ConnectionLimitReached);
         }
         made.push(call);
@@ -111,6 +122,15 @@ impl Calls {
             None => Box::new(async { Err(Error::ConnectionTerminated) }),
         }
     }
+}
+
+/// What is known of an invocation's requests when it is over.
+pub(crate) struct Ended {
+    pub made: Vec<HostCall>,
+    /// Requests beyond the bound.
+    pub dropped: u64,
+    /// Whether a name is still being resolved.
+    pub resolving: bool,
 }
 
 /// Fields are dropped in order: the work is gone before the sign of life is.
@@ -289,7 +309,9 @@ async fn resolve(calls: &Arc<Calls>, destination: &Destination) -> Result<Vec<So
         return Ok(vec![SocketAddr::new(ip, destination.port)]);
     }
     let (host, port, marker) = (destination.host.clone(), destination.port, calls.marker.clone());
+    let resolving = Counted::in_(calls.resolving.clone());
     let resolved = tokio::task::spawn_blocking(move || {
+        let _resolving = resolving;
         let mut result = None;
         marker.marked(&mut || result = Some((host.as_str(), port).to_socket_addrs().map(Iterator::collect)));
         result
@@ -299,6 +321,22 @@ async fn resolve(calls: &Arc<Calls>, destination: &Destination) -> Result<Vec<So
         Ok(Some(Ok(addresses))) => Ok(addresses),
         Ok(Some(Err(error))) => Err(Error::DnsError { rcode: Some(error.to_string()), info_code: None }),
         Ok(None) | Err(_) => Err(Error::DnsError { rcode: None, info_code: None }),
+    }
+}
+
+/// Counts itself for as long as it lives.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn in_(count: Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

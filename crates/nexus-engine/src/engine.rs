@@ -14,7 +14,7 @@ use crate::EngineError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Profile {
     /// Bounds are checked by explicit instructions and memory never changes its protection: the cheapest to begin and
-    /// end, for functions that are short. At most [`SHORT_MEMORY_MAX_MB`] of memory.
+    /// end, for functions that are short. At most `SHORT_MEMORY_MAX_MB` of memory.
     Short,
     /// Guard pages check the bounds: loads and stores cost nothing extra, for functions that compute or are large.
     Compute,

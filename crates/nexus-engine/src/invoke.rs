@@ -111,10 +111,15 @@ pub struct Finished {
     pub emitted: Vec<Draft>,
     /// Its outgoing requests.
     pub host_calls: Vec<HostCall>,
+    /// Outgoing requests that were refused because it had made as many as it may; there is no record of them.
+    pub host_calls_dropped: u64,
     /// The lines that it wrote.
     pub logs: Vec<LogLine>,
     /// Lines that found no room.
     pub logs_dropped: u64,
+    /// Whether something that cannot be ended still works for it: a thread that blocks in a file or in a name's
+    /// resolution. What that does from now on is in nobody's account.
+    pub left_behind: bool,
     /// The time to make the instance.
     pub init: Duration,
     /// From its start to its end.
@@ -124,7 +129,7 @@ pub struct Finished {
 /// How a guest failed.
 enum Failure {
     /// It said so itself.
-    Said { why: String, permanent: bool, answer: Answer },
+    Said { why: String, permanent: bool, answer: Box<Answer> },
     /// It was stopped, or broke a rule.
     Stopped(wasmtime::Error),
     /// It gave back more than it may.
@@ -168,7 +173,8 @@ impl Loaded {
             drop(place);
             Some(ran)
         };
-        let host_calls = calls.ended(ran.is_some()).await;
+        let ended = calls.ended(ran.is_some()).await;
+        let left_behind = ran.is_none() || ended.resolving;
         let ran = ran.unwrap_or_else(time_up);
         let (logs, logs_dropped) = lines.lock().take();
         let duration = started.elapsed();
@@ -179,9 +185,11 @@ impl Loaded {
             permanent: false,
             answer: Answer::default(),
             emitted: Vec::new(),
-            host_calls,
+            host_calls: ended.made,
+            host_calls_dropped: ended.dropped,
             logs,
             logs_dropped,
+            left_behind,
             init,
             duration,
         };
@@ -197,7 +205,7 @@ fn fail(finished: &mut Finished, failure: Failure, refused: bool, timeout: Durat
     let (status, error) = match failure {
         Failure::Said { why, permanent, answer } => {
             finished.permanent = permanent;
-            finished.answer = answer;
+            finished.answer = *answer;
             (InvocationStatus::Error, why)
         }
         Failure::TooMuch => {
@@ -391,7 +399,7 @@ impl Guest {
             // The response goes back as it is, but the invocation did not go well.
             Request::Http(_) if answer.http_status.is_some_and(|s| s >= 500) => {
                 let why = format!("the function answered with status {}", answer.http_status.unwrap_or_default());
-                Err(Failure::Said { why, permanent: true, answer })
+                Err(Failure::Said { why, permanent: true, answer: Box::new(answer) })
             }
             Request::Http(_) => Ok((answer, Vec::new())),
             Request::Event(_) => answered(answer),
@@ -466,7 +474,7 @@ impl Guest {
 }
 
 fn not_permanent(why: String) -> Failure {
-    Failure::Said { why, permanent: false, answer: Answer::default() }
+    Failure::Said { why, permanent: false, answer: Box::default() }
 }
 
 /// An event's delivery over HTTP: 2xx is success; 408, 425, 429 and 5xx are worth another try, as Knative has it.
@@ -475,7 +483,8 @@ fn answered(answer: Answer) -> Result<(Answer, Vec<Draft>), Failure> {
         None | Some(200..=299) => emit::from_response(answer).map_err(not_permanent),
         Some(code) => {
             let permanent = !matches!(code, 408 | 425 | 429 | 500..);
-            Err(Failure::Said { why: format!("the function answered with status {code}"), permanent, answer })
+            let why = format!("the function answered with status {code}");
+            Err(Failure::Said { why, permanent, answer: Box::new(answer) })
         }
     }
 }

@@ -24,6 +24,7 @@ pub struct Catalog {
     storage: Storage,
     engine: Arc<Engine>,
     mounts_allowed: Vec<std::path::PathBuf>,
+    calls_waiting_max: usize,
     loaded: loaded::LoadedFunctions,
     view: RwLock<Arc<View>>,
     /// One change at a time in this process; others are kept out by the registry.
@@ -44,6 +45,9 @@ pub struct Entry {
     pub config: Arc<FunctionConfig>,
     /// One permit for each invocation that may run at once.
     pub permits: Arc<Semaphore>,
+    /// One permit for each HTTP call that runs or waits to, so that those for a slow function do not take all of the
+    /// server's places.
+    pub calls: Arc<Semaphore>,
     revision: Revision,
 }
 
@@ -87,12 +91,14 @@ impl Catalog {
         storage: Storage,
         engine: Arc<Engine>,
         mounts_allowed: Vec<std::path::PathBuf>,
+        calls_waiting_max: usize,
     ) -> Result<Arc<Self>, StorageError> {
         let catalog = Self {
             loaded: loaded::LoadedFunctions::new(engine.clone(), storage.artifacts.clone()),
             storage,
             engine,
             mounts_allowed,
+            calls_waiting_max,
             view: RwLock::default(),
             changing: tokio::sync::Mutex::new(()),
         };
@@ -119,11 +125,17 @@ impl Catalog {
                 continue;
             }
             let config = Arc::new(function.config.clone());
-            let permits = match old.get(&name) {
-                Some(entry) if entry.config.limits.concurrency == config.limits.concurrency => entry.permits.clone(),
-                _ => Arc::new(Semaphore::new(config.limits.concurrency as usize)),
+            let concurrency = config.limits.concurrency as usize;
+            let (permits, calls) = match old.get(&name) {
+                Some(entry) if entry.config.limits.concurrency as usize == concurrency => {
+                    (entry.permits.clone(), entry.calls.clone())
+                }
+                _ => {
+                    let calls = Semaphore::new(concurrency + self.calls_waiting_max);
+                    (Arc::new(Semaphore::new(concurrency)), Arc::new(calls))
+                }
             };
-            entries.insert(name, Arc::new(Entry { function, config, permits, revision }));
+            entries.insert(name, Arc::new(Entry { function, config, permits, calls, revision }));
         }
         *self.view.write() = Arc::new(View { entries });
         Ok(())

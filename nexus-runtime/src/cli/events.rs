@@ -212,6 +212,9 @@ fn show(event: &Value) {
             let answer = if call["error"].is_null() { text(&call["status"]) } else { text(&call["error"]) };
             say!("  called     {} {}  {answer}", text(&call["method"]), text(&call["url"]));
         }
+        if let Some(dropped) = i["host_calls_dropped"].as_u64() {
+            say!("  refused    {dropped} more calls: it had made as many as it may");
+        }
         for id in i["emitted"].as_array().into_iter().flatten() {
             say!("  emitted    {}", text(id));
         }

@@ -40,6 +40,9 @@ pub struct ServerArgs {
     /// How logs are written [default: text]
     #[arg(long, value_enum, env = "NEXUS_LOG_FORMAT")]
     log_format: Option<LogFormat>,
+    /// A name under which the API may be reached, beside addresses and localhost; may be repeated
+    #[arg(long)]
+    allow_host: Vec<String>,
     /// A folder below which functions may have mounts; may be repeated
     #[arg(long)]
     allow_mount: Vec<PathBuf>,
@@ -70,6 +73,7 @@ impl ServerArgs {
         if let Some(format) = self.log_format {
             config.log_format = format;
         }
+        config.hosts_allowed.extend(self.allow_host.iter().cloned());
         config.mounts_allowed.extend(self.allow_mount.iter().cloned());
         let config = config.with_otel_environment(|name| std::env::var(name).ok())?;
         config.validate()?;

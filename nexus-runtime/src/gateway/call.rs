@@ -29,6 +29,14 @@ pub async fn call(State(gateway): State<Shared>, request: Request) -> Result<Res
     let view = gateway.line.catalog.view();
     let entry = view.get(&name).cloned().ok_or_else(|| Problem::not_found("function", &name))?;
     let version = entry.function.current().cloned().ok_or_else(|| Problem::not_found("function", &name))?;
+    let Ok(turn) = entry.calls.clone().try_acquire_owned() else {
+        gateway.line.telemetry.metrics.refused("calls");
+        let detail = format!(
+            "as many calls of {name} run and wait as may ({} and {}); try again shortly",
+            entry.config.limits.concurrency, gateway.limits.calls_waiting_max
+        );
+        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(1));
+    };
     let (head, incoming_body) = request.into_parts();
     let parent = decode::trace_context(&head.headers);
     let mut headers = head.headers;
@@ -64,6 +72,8 @@ pub async fn call(State(gateway): State<Shared>, request: Request) -> Result<Res
             http: Some(http),
             replay: None,
         };
+        // Held until the function has run: a client that goes away leaves its call behind.
+        let _turn = turn;
         // If the outcome cannot be written the claim is dropped, and the next start finds the event undone.
         let delivered = line.deliver(delivery).await?;
         claim.settled();

@@ -6,6 +6,7 @@ mod decode;
 mod events;
 mod extract;
 mod functions;
+mod hosts;
 pub mod http_event;
 mod jaeger;
 mod logs;
@@ -32,6 +33,7 @@ use crate::config::ServerLimits;
 use crate::dispatch::Dispatcher;
 use crate::line::Line;
 use crate::replay::Replays;
+pub use hosts::Hosts;
 use problem::Problem;
 
 /// What every handler works with.
@@ -48,6 +50,8 @@ pub struct Gateway {
     pub stop: CancellationToken,
     /// One permit for each request that is worked on.
     pub requests: Semaphore,
+    /// The names under which the API may be reached.
+    pub hosts: Hosts,
 }
 
 impl Gateway {
@@ -81,7 +85,7 @@ pub fn router(gateway: Shared) -> Router {
         .route("/trace/{trace_id}", get(pages::trace))
         .route("/replay/{id}", get(pages::replay))
         .route("/assets/{file}", get(pages::asset))
-        .layer(middleware::from_fn(same_origin));
+        .layer(middleware::from_fn_with_state(gateway.clone(), hosts::own_clients));
     Router::new()
         .route("/fn/{name}", any(call::call))
         .route("/fn/{name}/", any(call::call))
@@ -128,26 +132,6 @@ async fn admit(State(gateway): State<Shared>, request: Request, next: Next) -> R
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).retry_after(1).into_response()
         }
     }
-}
-
-/// A page of another site must not drive the control API through its visitor's browser.
-async fn same_origin(request: Request, next: Next) -> Response {
-    match foreign_origin(request.headers()) {
-        None => next.run(request).await,
-        Some(origin) => {
-            let detail =
-                format!("requests from pages of {origin} are not taken; the API is for this server's own pages");
-            Problem::new(StatusCode::FORBIDDEN, "cross-origin", detail).into_response()
-        }
-    }
-}
-
-/// The origin of the page that the request comes from, if it is another than this server's.
-fn foreign_origin(headers: &http::HeaderMap) -> Option<String> {
-    let origin = headers.get(header::ORIGIN)?;
-    let host = headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let same = origin.to_str().is_ok_and(|o| o.split_once("://").is_some_and(|(_, authority)| authority == host));
-    (!same).then(|| String::from_utf8_lossy(origin.as_bytes()).into_owned())
 }
 
 async fn ready(State(gateway): State<Shared>) -> Response {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use nexus_core::event::Event;
 use nexus_core::function::FunctionConfig;
-use nexus_core::ids::{Digest, FunctionName, InvocationId, Seq, Version};
+use nexus_core::ids::{Digest, FunctionName, InvocationId, ReplayId, Seq, Version};
 use nexus_core::kernel::KernelAccount;
 use nexus_core::outcome::{Disposition, HostCall, InvocationStatus, LogLine, Outcome, Output, TriggerKind};
 use nexus_core::record::{Cause, Record};
@@ -116,6 +116,8 @@ pub struct InvocationView {
     load_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replay_of: Option<InvocationId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay_id: Option<ReplayId>,
     emitted: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Output>,
@@ -123,6 +125,8 @@ pub struct InvocationView {
     retry_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     host_calls: Vec<HostCall>,
+    #[serde(skip_serializing_if = "is_zero")]
+    host_calls_dropped: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     logs: Vec<LogLine>,
     #[serde(skip_serializing_if = "is_zero")]
@@ -154,10 +158,12 @@ impl From<Outcome> for InvocationView {
             cold_start: o.cold_start,
             load_ns: o.load_ns,
             replay_of: o.replay_of,
+            replay_id: o.replay_id,
             emitted: o.emitted,
             output: o.output,
             retry_at,
             host_calls: o.host_calls,
+            host_calls_dropped: o.host_calls_dropped,
             logs: o.logs,
             logs_dropped: o.logs_dropped,
             kernel: o.kernel,

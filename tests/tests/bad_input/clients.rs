@@ -62,7 +62,7 @@ async fn bodies_over_the_bound_are_refused_before_they_are_read() {
     for (line, length, names) in rows {
         let kind = if line.ends_with("victim") { "application/wasm" } else { "application/json" };
         let head = format!(
-            "{line} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+            "{line} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
         );
         let answer = Raw::to(&server).send(head).answer(line).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{line} {length}: {answer}");
@@ -70,7 +70,8 @@ async fn bodies_over_the_bound_are_refused_before_they_are_read() {
     }
     // A length that is not told is counted. The last chunk never comes.
     let mut chunked =
-        "POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
+        "POST /v1/events HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+            .to_owned();
     for _ in 0..5 {
         chunked.push_str(&format!("4000\r\n{}\r\n", "x".repeat(0x4000)));
     }
@@ -92,7 +93,7 @@ async fn an_answer_before_the_body_was_read_ends_the_connection() {
         ("no such page", "POST /nowhere", "404"),
     ];
     for (what, line, status) in rows {
-        let head = format!("{line} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n");
+        let head = format!("{line} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n\r\n");
         let answer = Raw::to(&server).send(head).answer(what).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer}");
         assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{what}: {answer}");
@@ -103,7 +104,7 @@ async fn an_answer_before_the_body_was_read_ends_the_connection() {
 async fn a_client_that_stalls_is_cut_and_holds_up_nobody() {
     let server = prepared_from(Server::builder().config("read_timeout_s = 1")).await;
     let before = state(&server).await;
-    let line = "POST /v1/events HTTP/1.1\r\nhost: x\r\n";
+    let line = "POST /v1/events HTTP/1.1\r\nhost: 127.0.0.1\r\n";
     let rows = [
         ("nothing at all", String::new(), None),
         ("half a request line", "POST /v1/ev".to_owned(), None),
@@ -117,7 +118,7 @@ async fn a_client_that_stalls_is_cut_and_holds_up_nobody() {
         ),
         (
             "half a call",
-            "POST /fn/victim/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx".to_owned(),
+            "POST /fn/victim/echo HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9\r\n\r\nx".to_owned(),
             Some("408"),
         ),
     ];
@@ -141,8 +142,10 @@ async fn a_client_that_stalls_is_cut_and_holds_up_nobody() {
 async fn idle_connections_do_not_keep_others_out() {
     let server = Server::builder().config("connections_max = 2\nread_timeout_s = 1").start();
     let held: Vec<_> = (0..2).map(|_| Raw::to(&server)).collect();
-    let answer =
-        Raw::to(&server).send("GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").answer("a third").await;
+    let answer = Raw::to(&server)
+        .send("GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+        .answer("a third")
+        .await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
     drop(held);
 }
@@ -172,6 +175,37 @@ async fn pages_of_other_sites_cannot_drive_the_api() {
     assert_eq!(state(&server).await[2], before[2], "the function is as it was");
     let (status, answer) = server.answer(sent("/v1/events", server.url())).await;
     assert_eq!(status, 202, "its own page may: {answer}");
+}
+
+/// DNS rebinding: a page of another site whose name was made to point here is of one origin with the server.
+#[tokio::test]
+async fn a_name_that_was_made_to_point_here_does_not_open_the_api() {
+    let server = prepared_from(Server::builder().setting(r#"hosts_allowed = ["nexus.example"]"#)).await;
+    let before = state(&server).await;
+    let body = event(&[("id", json!("2"))]).to_string();
+    let sent = |method: Method, path: &str, host: &str, origin: Option<&str>| {
+        let request = server.request(method, path).header("host", host).header("content-type", STRUCTURED);
+        match origin {
+            Some(origin) => request.header("origin", origin).body(body.clone()),
+            None => request.body(body.clone()),
+        }
+    };
+    for host in ["evil.example", "evil.example:7070", "127.0.0.1.evil.example"] {
+        let origin = format!("http://{host}");
+        for origin in [Some(origin.as_str()), None] {
+            refused(host, sent(Method::POST, "/v1/events", host, origin), 403, "hosts_allowed").await;
+            refused(host, sent(Method::DELETE, "/v1/functions/victim", host, origin), 403, host).await;
+            for path in ["/v1/events", "/v1/logs", "/", "/api/traces?service=victim"] {
+                refused(host, sent(Method::GET, path, host, origin), 403, host).await;
+            }
+        }
+        let (status, answer) = server.answer(sent(Method::GET, "/fn/victim/hello", host, None)).await;
+        assert_eq!(status, 200, "a function decides for itself whom it serves: {answer}");
+    }
+    assert_eq!(state(&server).await[2], before[2], "the function is as it was");
+    let (status, answer) =
+        server.answer(sent(Method::POST, "/v1/events", "nexus.example", Some("http://nexus.example"))).await;
+    assert_eq!(status, 202, "a name that was allowed: {answer}");
 }
 
 #[tokio::test]

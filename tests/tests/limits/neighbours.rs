@@ -70,6 +70,35 @@ async fn a_function_with_a_backlog_does_not_hold_up_the_events_of_others() {
 }
 
 #[tokio::test]
+async fn calls_that_wait_for_one_function_do_not_take_the_places_of_all() {
+    let gate = Gate::closed().await;
+    let server = Server::builder().config("requests_max = 10\ncalls_waiting_max = 2").start();
+    let limits = json!({"timeout_ms": 600_000, "concurrency": 1});
+    server.deploy("slow", "probe", config(json!({"limits": limits, "egress": [gate.egress()]}))).await;
+    server.deploy("healthy", "probe", config(json!({}))).await;
+    let path = format!("/fn/slow/fetch?url={}", gate.url());
+    let calls: Vec<_> = (0..3).map(|_| tokio::spawn(server.request(Method::GET, &path).send())).collect();
+    until("one call to run and two to wait", || async {
+        let events = server.get("/v1/events?source=/fn/slow").await;
+        (events["items"].as_array()?.len() == 3).then_some(())
+    })
+    .await;
+    for _ in 0..20 {
+        let refused = server.request(Method::GET, &path).send().await.expect("an answer");
+        assert_eq!(refused.status(), 429);
+        assert_eq!(refused.headers()["retry-after"], "1");
+        let (status, body) = server.answer(server.request(Method::GET, "/fn/healthy/hello")).await;
+        assert_eq!((status, &body), (200, &json!("hello")));
+    }
+    gate.open();
+    for call in calls {
+        assert_eq!(call.await.expect("a task").expect("an answer").status(), 200);
+    }
+    // Their places are free again.
+    assert_eq!(server.request(Method::GET, &path).send().await.expect("an answer").status(), 200);
+}
+
+#[tokio::test]
 async fn no_fault_keeps_a_place_in_the_pool() {
     let gate = Gate::closed().await;
     let server = Server::builder().config("instances_max = 4").start();
@@ -144,6 +173,8 @@ async fn a_file_that_blocks_costs_its_timeout_and_its_own_place() {
     // Nobody writes to it: opening it waits for ever.
     let (status, body, invocation) = call(&server, "/fn/files/read?path=%2Fdata%2Ffifo").await;
     assert_eq!((status, &invocation["status"]), (504, &json!("timeout")), "{body}");
+    // What the thread that was left behind makes the kernel do from now on is in no account.
+    assert_ne!(invocation["kernel"]["complete"], true, "{invocation}");
     for _ in 0..20 {
         let (status, body, _) = call(&server, "/fn/good/hello").await;
         assert_eq!(status, 200, "one place is left: {body}");

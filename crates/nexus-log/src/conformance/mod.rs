@@ -191,6 +191,7 @@ pub fn outcome(seq: Seq, attempt: u32, disposition: Disposition) -> Outcome {
         output: None,
         disposition,
         host_calls: Vec::new(),
+        host_calls_dropped: 0,
         logs: Vec::new(),
         logs_dropped: 0,
         kernel: KernelAccount::off("conformance"),
