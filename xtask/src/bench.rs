@@ -24,7 +24,7 @@ pub fn run(seconds: u32, rounds: u32, only: &[String]) -> Result<()> {
         ensure!(["call", "cold", "ingest", "probes"].contains(&name.as_str()), "there is no benchmark {name:?}");
     }
     let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
-    must(&mut cargo(&["build", "--release", "--package", "nexus-runtime"]))?;
+    must(&mut cargo(&["build", "--release", "--bins"]))?;
     let wrk = Wrk::find(seconds)?;
     report::machine()?;
     if wanted("call") {
