@@ -2,21 +2,18 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
+use nexus_core::kernel::{KernelAccount, KernelMode, PageFaults, SlowSyscall, SyscallStats};
 use parking_lot::Mutex;
 
-use crate::mark;
+use crate::mark::{self, Sched};
 use crate::names::slot_syscall_name;
-use crate::slots::Slots;
+use crate::slots::{Detail, Slots};
 
 /// Slow calls that an account keeps. More are counted as lost.
 pub const SLOW_CALLS_MAX: usize = 256;
-
-/// Why an account has no scheduling data.
-const COUNTS_REASON: &str = "the probes count system calls; they do not watch scheduling yet";
 
 /// Where accounts get their numbers from: decided once, at start.
 #[derive(Clone, Debug)]
@@ -35,11 +32,24 @@ pub struct Account {
     source: KernelSource,
     started_ns: u64,
     missed: AtomicBool,
+    time: Time,
     tally: Mutex<Tally>,
+}
+
+/// How long threads worked for the account, and how long none did.
+#[derive(Debug, Default)]
+struct Time {
+    /// Threads that are in a marked section now.
+    working: AtomicU32,
+    /// When the last one left; the account's start before the first came.
+    left_ns: AtomicU64,
+    waited_ns: AtomicU64,
+    worked_ns: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Tally {
+    sched: Sched,
     /// An invocation makes few different calls: a search in a short list is faster than a hash.
     stats: Vec<(u16, SyscallStats)>,
     slow: Vec<SlowCall>,
@@ -66,6 +76,7 @@ impl Account {
             source: source.clone(),
             started_ns,
             missed: AtomicBool::new(false),
+            time: Time { left_ns: AtomicU64::new(started_ns), ..Time::default() },
             tally: Mutex::new(Tally::default()),
         })
     }
@@ -79,22 +90,36 @@ impl Account {
         section()
     }
 
-    /// What was counted so far. A section that is still marked, on this thread or another, is in it once it ends.
-    pub fn snapshot(&self) -> (KernelAccount, Vec<SlowSyscall>) {
+    /// What was counted up to `ended`, the account's end. A section that is still marked, on this thread or another, is in
+    /// it once it ends.
+    pub fn snapshot(&self, ended: Instant) -> (KernelAccount, Vec<SlowSyscall>) {
         let slots = match &self.source {
             KernelSource::Off(reason) => return (KernelAccount::off(reason.clone()), Vec::new()),
             KernelSource::Probes(slots) => slots,
         };
         let tally = self.tally.lock();
         let missed = self.missed.load(Ordering::Relaxed) || !slots.is_attached();
-        let account = KernelAccount {
-            mode: KernelMode::Counts,
-            reason: Some(Cow::Borrowed(COUNTS_REASON)),
+        let mut account = KernelAccount {
             complete: Some(!missed && tally.lost == 0),
             lost: Some(tally.lost),
+            system_ns: slots
+                .detail()
+                .scheduling
+                .is_ok()
+                .then(|| tally.stats.iter().filter_map(|(_, stats)| stats.on_cpu_ns()).sum()),
             syscalls: Some(tally.stats.iter().map(|(nr, stats)| (slot_syscall_name(*nr), *stats)).collect()),
-            ..KernelAccount::default()
+            ..scheduled(slots.detail(), &tally.sched, self.time.worked_ns.load(Ordering::Relaxed))
         };
+        if let (Some(on_cpu), Some(run_queue), Some(off_cpu)) =
+            (account.on_cpu_ns, account.run_queue_ns, account.off_cpu_ns)
+        {
+            let ended_ns = slots.monotonic_ns(ended);
+            let last = ended_ns.saturating_sub(self.time.left_ns.load(Ordering::Relaxed));
+            let waiting = self.time.waited_ns.load(Ordering::Relaxed) + last;
+            let duration = ended_ns.saturating_sub(self.started_ns);
+            account.waiting_ns = Some(waiting);
+            account.residual_ns = Some(duration as i64 - (on_cpu + run_queue + off_cpu + waiting) as i64);
+        }
         let slow = tally.slow.iter().map(|call| SlowSyscall {
             name: slot_syscall_name(call.nr),
             ret: call.ret,
@@ -116,14 +141,33 @@ impl Account {
         self.missed.store(true, Ordering::Relaxed);
     }
 
+    /// A thread begins to work for the account.
+    #[inline]
+    pub(crate) fn comes(&self, now_ns: u64) {
+        if self.time.working.fetch_add(1, Ordering::AcqRel) == 0 {
+            let waited = now_ns.saturating_sub(self.time.left_ns.load(Ordering::Relaxed));
+            self.time.waited_ns.fetch_add(waited, Ordering::Relaxed);
+        }
+    }
+
+    /// It ends to, and had worked for it for so long.
+    #[inline]
+    pub(crate) fn goes(&self, now_ns: u64, worked_ns: u64) {
+        self.time.worked_ns.fetch_add(worked_ns, Ordering::Relaxed);
+        self.time.left_ns.store(now_ns, Ordering::Relaxed);
+        self.time.working.fetch_sub(1, Ordering::AcqRel);
+    }
+
     pub(crate) fn add(
         &self,
         stats: impl Iterator<Item = (u16, SyscallStats)>,
         slow: impl Iterator<Item = SlowCall>,
         lost: u64,
+        sched: &Sched,
     ) {
         let mut tally = self.tally.lock();
         tally.lost += lost;
+        tally.sched.add(sched);
         for (nr, more) in stats {
             match tally.stats.iter_mut().find(|(known, _)| *known == nr) {
                 Some((_, sum)) => sum.add(&more),
@@ -138,4 +182,31 @@ impl Account {
             }
         }
     }
+}
+
+/// An account's scheduling, of threads that worked `worked_ns` for it on their CPUs and off them, as far as it is watched.
+pub(crate) fn scheduled(detail: &Detail, sched: &Sched, worked_ns: u64) -> KernelAccount {
+    let mut account = KernelAccount { mode: KernelMode::Counts, ..KernelAccount::default() };
+    match &detail.scheduling {
+        Ok(()) => {
+            account.mode = KernelMode::Full;
+            account.on_cpu_ns = Some(worked_ns.saturating_sub(sched.run_queue_ns + sched.off_cpu_ns));
+            account.run_queue_ns = Some(sched.run_queue_ns);
+            account.off_cpu_ns = Some(sched.off_cpu_ns);
+            account.page_fault_off_cpu_ns = Some(sched.fault_off_cpu_ns);
+            account.context_switches = Some(sched.switches);
+            account.migrations = Some(sched.migrations);
+        }
+        Err(reason) => account.reason = Some(reason.clone()),
+    }
+    match &detail.page_faults {
+        Ok(()) => {
+            let minor = sched.faults.saturating_sub(sched.major_faults);
+            account.page_faults = Some(PageFaults { minor, major: sched.major_faults });
+        }
+        Err(reason) => {
+            account.reason.get_or_insert_with(|| reason.clone());
+        }
+    }
+    account
 }

@@ -25,7 +25,7 @@ pub use embedded::object;
 pub use error::{ObjectError, ProbesError, SlotsFull};
 pub use names::syscall_name;
 pub use nexus_ebpf_common::{ABI_SYMBOL, ABI_VERSION};
-pub use probes::{Probes, ProbesConfig};
+pub use probes::{Ledger, Probes, ProbesConfig};
 pub use slots::Slots;
 pub use status::probe_status;
 pub use tracked::Tracked;

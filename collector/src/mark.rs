@@ -1,6 +1,7 @@
 //! Marks: which account the current thread works for.
 //!
-//! A mark costs two loads and two stores when nothing happened under it. A generation is never used twice, even ones are the
+//! A mark costs a few loads and stores and, where scheduling is watched, two looks at the clock, when nothing happened under
+//! it. A generation is never used twice, even ones are the
 //! runtime's and odd ones an account's, so that numbers can be told apart however often the owner changes.
 
 use std::cell::RefCell;
@@ -9,15 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use nexus_core::kernel::SyscallStats;
-use nexus_ebpf_common::{RECORDS_MAX, SYSCALLS_MAX};
+use nexus_ebpf_common::{RECORDS_MAX, SYSCALLS_MAX, SchedCounts};
 
 use crate::account::{Account, SlowCall};
 use crate::error::SlotsFull;
 use crate::raw::SlotCells;
-use crate::slots::{Slots, clear, touched};
+use crate::slots::{Slots, clear, now_ns, touched};
 
 thread_local! {
-    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { registration: None, depth: 0 }) };
+    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { registration: None, depth: 0, inner_ns: 0 }) };
 }
 
 /// What a thread knows of its slot.
@@ -25,6 +26,8 @@ struct Thread {
     registration: Option<Registration>,
     /// How many marks are in force, one in another.
     depth: u32,
+    /// The time that marks within the current one took.
+    inner_ns: u64,
 }
 
 /// A thread's slot, which is given back when the thread ends.
@@ -41,6 +44,62 @@ struct Stash {
     stats: Vec<(u16, SyscallStats)>,
     slow: Vec<SlowCall>,
     lost: u64,
+    sched: Sched,
+}
+
+/// Where the time of marked sections went, as far as the scheduler knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sched {
+    pub(crate) off_cpu_ns: u64,
+    pub(crate) run_queue_ns: u64,
+    pub(crate) fault_off_cpu_ns: u64,
+    pub(crate) switches: u64,
+    pub(crate) migrations: u64,
+    pub(crate) faults: u64,
+    pub(crate) major_faults: u64,
+}
+
+impl Sched {
+    /// What a slot says of its current generation; zeros if nothing happened in it.
+    #[inline]
+    fn of(slot: &SlotCells) -> Self {
+        if slot.counts_generation.load(Ordering::Relaxed) != slot.generation.load(Ordering::Relaxed) {
+            return Self::default();
+        }
+        let counts = &slot.counts;
+        Self {
+            off_cpu_ns: counts.off_cpu_ns.load(Ordering::Relaxed),
+            run_queue_ns: counts.run_queue_ns.load(Ordering::Relaxed),
+            fault_off_cpu_ns: counts.fault_off_cpu_ns.load(Ordering::Relaxed),
+            switches: counts.switches.load(Ordering::Relaxed),
+            migrations: counts.migrations.load(Ordering::Relaxed),
+            faults: counts.faults.load(Ordering::Relaxed),
+            major_faults: counts.major_faults.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Adds what `more` counted.
+    pub(crate) fn add(&mut self, more: &Self) {
+        self.off_cpu_ns += more.off_cpu_ns;
+        self.run_queue_ns += more.run_queue_ns;
+        self.fault_off_cpu_ns += more.fault_off_cpu_ns;
+        self.switches += more.switches;
+        self.migrations += more.migrations;
+        self.faults += more.faults;
+        self.major_faults += more.major_faults;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.switches == 0 && self.faults == 0
+    }
+}
+
+impl From<SchedCounts> for Sched {
+    fn from(counts: SchedCounts) -> Self {
+        let SchedCounts { off_cpu_ns, run_queue_ns, fault_off_cpu_ns, switches, migrations, faults, major_faults } =
+            counts;
+        Self { off_cpu_ns, run_queue_ns, fault_off_cpu_ns, switches, migrations, faults, major_faults }
+    }
 }
 
 impl Drop for Registration {
@@ -73,7 +132,9 @@ pub(crate) fn begin(account: &Account) -> Mark<'_> {
     let state = match account.slots() {
         None => State::Off,
         Some(slots) => THREAD
-            .try_with(|thread| thread.try_borrow_mut().map_or(State::Unwatched, |mut thread| thread.begin(slots)))
+            .try_with(|thread| {
+                thread.try_borrow_mut().map_or(State::Unwatched, |mut thread| thread.begin(slots, account))
+            })
             .unwrap_or(State::Unwatched),
     };
     if matches!(state, State::Unwatched) {
@@ -95,17 +156,26 @@ enum State {
     /// The account would, but the thread has no slot.
     Unwatched,
     /// The slot is the account's. What the stash held when it became so is the outer marks'.
-    Counting { stats_from: u16, slow_from: u16, outer_lost: u64 },
+    Counting(Outer),
+}
+
+/// What belongs to the marks around this one.
+struct Outer {
+    stats_from: u16,
+    slow_from: u16,
+    lost: u64,
+    sched: Sched,
+    /// When this mark began; 0 where time is not asked for.
+    began_ns: u64,
+    inner_ns: u64,
 }
 
 impl Drop for Mark<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let State::Counting { stats_from, slow_from, outer_lost } = self.state {
+        if let State::Counting(outer) = &self.state {
             // The thread's values outlive its marks, so this does not fail.
-            let _ = THREAD.try_with(|thread| {
-                thread.borrow_mut().end(self.account, usize::from(stats_from), usize::from(slow_from), outer_lost);
-            });
+            let _ = THREAD.try_with(|thread| thread.borrow_mut().end(self.account, outer));
         }
     }
 }
@@ -121,14 +191,19 @@ impl Thread {
             }
         }
         self.registration = None;
-        let stash = Stash { stats: Vec::with_capacity(SYSCALLS_MAX), slow: Vec::with_capacity(RECORDS_MAX), lost: 0 };
+        let stash = Stash {
+            stats: Vec::with_capacity(SYSCALLS_MAX),
+            slow: Vec::with_capacity(RECORDS_MAX),
+            lost: 0,
+            sched: Sched::default(),
+        };
         let (index, tid) = slots.take()?;
         self.registration = Some(Registration { slots: Arc::clone(slots), index, tid, stash });
         Ok(())
     }
 
     #[inline]
-    fn begin(&mut self, slots: &Arc<Slots>) -> State {
+    fn begin(&mut self, slots: &Arc<Slots>, account: &Account) -> State {
         let ours = self.registration.as_ref().is_some_and(|registration| Arc::ptr_eq(&registration.slots, slots));
         if !ours && self.register(slots).is_err() {
             return State::Unwatched;
@@ -137,38 +212,67 @@ impl Thread {
             return State::Unwatched;
         };
         let slot = slots.slot(*index);
-        if slot.touched_len.load(Ordering::Relaxed) != 0 {
-            if self.depth == 0 {
-                slots.drain_runtime(*index);
-            } else {
-                stash.harvest(slot);
-            }
+        if self.depth > 0 {
+            stash.harvest(slots, *index);
+            stash.sched.add(&Sched::of(slot));
+        } else if slot.touched_len.load(Ordering::Relaxed) != 0 {
+            slots.drain_runtime(*index);
         }
-        let state = State::Counting {
+        let mut outer = Outer {
             stats_from: stash.stats.len() as u16,
             slow_from: stash.slow.len() as u16,
-            outer_lost: std::mem::take(&mut stash.lost),
+            lost: std::mem::take(&mut stash.lost),
+            sched: std::mem::take(&mut stash.sched),
+            began_ns: 0,
+            inner_ns: std::mem::take(&mut self.inner_ns),
         };
         self.depth += 1;
         set_owner(slot, Owner::Account);
-        state
+        if slots.detail().scheduling.is_ok() {
+            outer.began_ns = now_ns();
+            // Time that the thread was away between the two must not count, or count on both sides.
+            while slot.counts_generation.load(Ordering::Relaxed) == slot.generation.load(Ordering::Relaxed) {
+                set_owner(slot, Owner::Account);
+                outer.began_ns = now_ns();
+            }
+            account.comes(outer.began_ns);
+        }
+        State::Counting(outer)
     }
 
     #[inline]
-    fn end(&mut self, account: &Account, stats_from: usize, slow_from: usize, outer_lost: u64) {
+    fn end(&mut self, account: &Account, outer: &Outer) {
         let Some(Registration { slots, index, stash, .. }) = &mut self.registration else {
             return;
         };
         let slot = slots.slot(*index);
         self.depth -= 1;
-        if slot.touched_len.load(Ordering::Relaxed) != 0 {
-            stash.harvest(slot);
+        stash.harvest(slots, *index);
+        let mut ended_ns = 0;
+        if outer.began_ns != 0 {
+            // As at the begin: what the scheduler says and the clock must be of one moment.
+            loop {
+                let sched = Sched::of(slot);
+                ended_ns = now_ns();
+                compiler_fence(Ordering::SeqCst);
+                if Sched::of(slot).switches == sched.switches {
+                    stash.sched.add(&sched);
+                    break;
+                }
+            }
         }
         set_owner(slot, Owner::Runtime);
-        if stash.stats.len() > stats_from || stash.lost > 0 {
+        let (stats_from, slow_from) = (usize::from(outer.stats_from), usize::from(outer.slow_from));
+        if stash.stats.len() > stats_from || stash.lost > 0 || !stash.sched.is_empty() {
             stash.deliver(account, stats_from, slow_from);
         }
-        stash.lost = outer_lost;
+        stash.lost = outer.lost;
+        stash.sched = outer.sched;
+        if outer.began_ns != 0 {
+            let took_ns = ended_ns.saturating_sub(outer.began_ns);
+            account.goes(ended_ns, took_ns.saturating_sub(self.inner_ns));
+            self.inner_ns = outer.inner_ns + took_ns;
+        }
         if self.depth > 0 {
             if slot.touched_len.load(Ordering::Relaxed) != 0 {
                 slots.drain_runtime(*index);
@@ -194,14 +298,24 @@ fn set_owner(slot: &SlotCells, owner: Owner) {
 }
 
 impl Stash {
-    /// Moves the numbers of the slot's generation here.
+    /// Moves the numbers of the slot's generation here, which is of an account.
+    #[inline]
+    fn harvest(&mut self, slots: &Slots, index: u32) {
+        if slots.slot(index).touched_len.load(Ordering::Relaxed) != 0 {
+            self.harvest_calls(slots, index);
+        }
+    }
+
     #[cold]
-    fn harvest(&mut self, slot: &SlotCells) {
-        for entry in touched(slot, slot.generation.load(Ordering::Relaxed)) {
+    fn harvest_calls(&mut self, slots: &Slots, index: u32) {
+        let slot = slots.slot(index);
+        let mut calls = 0;
+        for entry in touched(slot, slot.generation.load(Ordering::Relaxed), slots.detail().scheduling.is_ok()) {
             // Full only when marks nest and every one makes a hundred different calls.
             if self.stats.len() == self.stats.capacity() {
                 self.lost += entry.1.count;
             } else {
+                calls += entry.1.count;
                 self.stats.push(entry);
             }
         }
@@ -220,10 +334,11 @@ impl Stash {
         }
         self.lost += u64::from(slot.lost.load(Ordering::Relaxed));
         clear(slot);
+        slots.attribute(index, calls);
     }
 
     #[cold]
     fn deliver(&mut self, account: &Account, stats_from: usize, slow_from: usize) {
-        account.add(self.stats.drain(stats_from..), self.slow.drain(slow_from..), self.lost);
+        account.add(self.stats.drain(stats_from..), self.slow.drain(slow_from..), self.lost, &self.sched);
     }
 }

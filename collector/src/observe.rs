@@ -13,18 +13,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use nexus_core::kernel::{KernelAccount, KernelMode, SyscallStats};
+use nexus_core::kernel::{KernelAccount, SyscallStats};
 use nexus_ebpf_common::{
-    ENTER_NONE, MEMBER_ARMED, Member, TASK_TREE, TASK_UNTRACKED, TREES_MAX, TreeCounts, TreeKey, TreeStat,
+    ENTER_NONE, MEMBER_ARMED, Member, SchedState, TASK_TREE, TASK_UNTRACKED, TREES_MAX, TreeCounts, TreeKey, TreeStat,
 };
 use parking_lot::Mutex;
 use rustix::fs::{Access, access};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+use crate::account::scheduled;
 use crate::error::ProbesError;
+use crate::mark::Sched;
 use crate::names::syscall_name;
 use crate::probes::Probes;
 use crate::raw::SignalForwarding;
+use crate::slots::Detail;
 use crate::tasks::Tasks;
 
 /// What came of a program.
@@ -188,17 +191,25 @@ fn resolve(name: &OsStr) -> Result<PathBuf, ObserveError> {
     }
 }
 
+/// A [`Member`] as the map holds it.
+pub(crate) type MemberBytes = [u8; size_of::<Member>()];
+/// [`TreeCounts`] as the map holds them.
+pub(crate) type CountsBytes = [u8; size_of::<TreeCounts>()];
+/// A [`TreeStat`] as the map holds it.
+pub(crate) type StatBytes = [u8; size_of::<TreeStat>()];
+
 /// The maps of observed trees.
 pub(crate) struct Trees {
     tasks: Arc<Tasks>,
+    detail: Detail,
     maps: Mutex<Maps>,
 }
 
 struct Maps {
-    members: HashMap<MapData, u32, [u8; 24]>,
+    members: HashMap<MapData, u32, MemberBytes>,
     ids: Array<MapData, u32>,
-    counts: PerCpuArray<MapData, [u8; 16]>,
-    stats: PerCpuHashMap<MapData, [u8; 8], [u8; 32]>,
+    counts: PerCpuArray<MapData, CountsBytes>,
+    stats: PerCpuHashMap<MapData, [u8; 8], StatBytes>,
     last_id: u32,
     live: Vec<u32>,
 }
@@ -215,13 +226,14 @@ impl Trees {
 
     pub(crate) fn new(
         tasks: Arc<Tasks>,
-        members: HashMap<MapData, u32, [u8; 24]>,
+        members: HashMap<MapData, u32, MemberBytes>,
         ids: Array<MapData, u32>,
-        counts: PerCpuArray<MapData, [u8; 16]>,
-        stats: PerCpuHashMap<MapData, [u8; 8], [u8; 32]>,
+        counts: PerCpuArray<MapData, CountsBytes>,
+        stats: PerCpuHashMap<MapData, [u8; 8], StatBytes>,
+        detail: Detail,
     ) -> Self {
         let maps = Maps { members, ids, counts, stats, last_id: 0, live: Vec::new() };
-        Self { tasks, maps: Mutex::new(maps) }
+        Self { tasks, detail, maps: Mutex::new(maps) }
     }
 
     fn begin(&self) -> Result<TreeGuard<'_>, ObserveError> {
@@ -239,7 +251,7 @@ impl Trees {
         maps.last_id = id;
         let index = id % TREES_MAX;
         let cpus = maps.counts.get(&index, 0).map_err(failed("read a tree"))?.len();
-        let zeros = PerCpuValues::try_from(vec![[0; 16]; cpus])
+        let zeros = PerCpuValues::try_from(vec![[0; size_of::<TreeCounts>()]; cpus])
             .map_err(|error| failed("prepare a tree")(MapError::IoError(error)))?;
         maps.counts.set(index, zeros, 0).map_err(failed("prepare a tree"))?;
         maps.ids.set(index, id, 0).map_err(failed("prepare a tree"))?;
@@ -250,8 +262,16 @@ impl Trees {
     /// Makes the current thread an armed member.
     fn join(&self, tree: u32) -> Result<u32, ObserveError> {
         let tid = self.tasks.current().map_err(|error| ProbesError::from_io("learn this thread's id", error))?;
-        let member = Member { tree, state: MEMBER_ARMED, enter_nr: ENTER_NONE, reserved: 0, enter_ts_ns: 0 };
-        let mut bytes = [0; 24];
+        let member = Member {
+            tree,
+            state: MEMBER_ARMED,
+            enter_nr: ENTER_NONE,
+            reserved: 0,
+            enter_ts_ns: 0,
+            in_ts_ns: 0,
+            sched: SchedState::default(),
+        };
+        let mut bytes = [0; size_of::<Member>()];
         bytes.copy_from_slice(member.as_bytes());
         self.maps.lock().members.insert(tid, bytes, 0).map_err(failed("join a tree"))?;
         self.tasks.set(tid, TASK_TREE).map_err(failed("join a tree"))?;
@@ -269,6 +289,7 @@ impl TreeGuard<'_> {
     /// The tree's account up to now, and how many threads it made.
     fn read(&self) -> Result<(KernelAccount, u64), ObserveError> {
         let maps = self.trees.maps.lock();
+        let scheduling = self.trees.detail.scheduling.is_ok();
         let mut syscalls: BTreeMap<Cow<'static, str>, SyscallStats> = BTreeMap::new();
         for entry in maps.stats.iter() {
             let (key, values) = entry.map_err(failed("read a tree"))?;
@@ -285,22 +306,26 @@ impl TreeGuard<'_> {
                     errors: value.errors,
                     total_ns: value.total_ns,
                     max_ns: value.max_ns,
+                    off_cpu_ns: scheduling.then_some(value.off_cpu_ns),
+                    run_queue_ns: scheduling.then_some(value.run_queue_ns),
                 });
             }
         }
         let counts = maps.counts.get(&(self.id % TREES_MAX), 0).map_err(failed("read a tree"))?;
-        let (mut tasks, mut lost) = (0, 0);
+        let (mut tasks, mut lost, mut on_cpu_ns, mut sched) = (0, 0, 0, Sched::default());
         for value in counts.iter().filter_map(|value| TreeCounts::read_from_bytes(value).ok()) {
             tasks += value.tasks;
             lost += value.lost;
+            on_cpu_ns += value.on_cpu_ns;
+            sched.add(&Sched::from(value.sched));
         }
+        let worked_ns = on_cpu_ns + sched.run_queue_ns + sched.off_cpu_ns;
         let account = KernelAccount {
-            mode: KernelMode::Counts,
-            reason: Some("the probes count system calls; they do not watch scheduling yet".into()),
             complete: Some(lost == 0),
             lost: Some(lost),
+            system_ns: scheduling.then(|| syscalls.values().filter_map(SyscallStats::on_cpu_ns).sum()),
             syscalls: Some(syscalls),
-            ..KernelAccount::default()
+            ..scheduled(&self.trees.detail, &sched, worked_ns)
         };
         Ok((account, tasks))
     }

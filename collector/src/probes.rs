@@ -1,5 +1,6 @@
 //! Loading and attaching the probes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -7,10 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
-use aya::programs::RawTracePoint;
+use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya::programs::{PerfEvent, ProgramError, RawTracePoint};
+use aya::util::online_cpus;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
-use nexus_ebpf_common::Counter;
+use nexus_ebpf_common::{CALLS_OTHER, CALLS_PROCESS, Counter};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getppid, getrlimit, setrlimit};
 
@@ -19,12 +22,13 @@ use crate::btf;
 use crate::embedded;
 use crate::error::ProbesError;
 use crate::messages::TracingLog;
-use crate::observe::Trees;
+use crate::observe::{CountsBytes, MemberBytes, StatBytes, Trees};
 use crate::raw::{self, SlotMap};
-use crate::slots::Slots;
+use crate::slots::{Detail, Slots};
 use crate::tasks::Tasks;
 
-/// The probes and the tracepoints that they attach to. The order is that of attaching: who joins a tree before who counts.
+/// The probes that there must be, and the tracepoints that they attach to. The order is that of attaching: who joins a tree
+/// before who counts.
 const PROGRAMS: [(&str, &str); 5] = [
     ("nexus_fork", "sched_process_fork"),
     ("nexus_exec", "sched_process_exec"),
@@ -33,11 +37,24 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("nexus_sys_enter", "sys_enter"),
 ];
 
+/// The family that watches scheduling.
+const SCHEDULING: [(&str, &str); 2] = [("nexus_sched_wakeup", "sched_wakeup"), ("nexus_sched_switch", "sched_switch")];
+
+/// The family that counts page faults, beside [`MAJOR_FAULT`].
+const PAGE_FAULTS: [(&str, &str); 2] =
+    [("nexus_page_fault_kernel", "page_fault_kernel"), ("nexus_page_fault_user", "page_fault_user")];
+
+/// The probe of the software event of page faults that need the disk.
+const MAJOR_FAULT: &str = "nexus_major_fault";
+
 /// The kernel's description of its types.
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// Inode of the first PID namespace, the same on every machine.
 const INIT_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// How often the ledger is read for a reading that nothing moved under.
+const LEDGER_READINGS: usize = 5;
 
 /// Calls that the self-test makes.
 const SELF_TEST_CALLS: u64 = 10;
@@ -45,10 +62,12 @@ const SELF_TEST_CALLS: u64 = 10;
 /// What is loaded, and how large.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbesConfig {
-    /// Threads that can have a slot at a time, `1..=4096`. Each costs 24 KiB of kernel memory.
+    /// Threads that can have a slot at a time, `1..=4096`. Each costs 32 KiB of kernel memory.
     pub threads_max: u32,
     /// A system call of an invocation that takes this long or longer is recorded. Zero: every call is.
     pub slow_threshold: Duration,
+    /// Whether scheduling and page faults are watched too, where they can be.
+    pub scheduling: bool,
     /// Whether programs can be observed by process tree.
     pub observe: bool,
     /// Threads and processes of observed trees that can live at a time, `1..=1_048_576`. Each costs about 100 bytes.
@@ -57,7 +76,13 @@ pub struct ProbesConfig {
 
 impl Default for ProbesConfig {
     fn default() -> Self {
-        Self { threads_max: 256, slow_threshold: Duration::from_micros(50), observe: true, observed_tasks_max: 16_384 }
+        Self {
+            threads_max: 256,
+            slow_threshold: Duration::from_micros(50),
+            scheduling: true,
+            observe: true,
+            observed_tasks_max: 16_384,
+        }
     }
 }
 
@@ -79,12 +104,28 @@ impl ProbesConfig {
     }
 }
 
+/// Whose the system calls of a process were. All numbers are since the probes were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// All of them, as counted by the process's id.
+    pub process: u64,
+    /// Of accounts: invocations.
+    pub accounts: u64,
+    /// Of the runtime's threads that have a slot.
+    pub runtime: u64,
+    /// Of threads that have none.
+    pub other: u64,
+    /// What is left. Not 0: something was counted by nobody, or below 0, twice.
+    pub unattributed: i64,
+}
+
 /// The attached probes. Dropping them detaches them; accounts are incomplete from then on.
 pub struct Probes {
     ebpf: Ebpf,
     slots: Arc<Slots>,
     trees: Option<Trees>,
     counters: PerCpuArray<MapData, u64>,
+    calls: PerCpuArray<MapData, u64>,
     logger: Mutex<EbpfLogger<TracingLog>>,
 }
 
@@ -122,20 +163,31 @@ impl Probes {
         let map = SlotMap::new(slots_data.fd().as_fd(), config.threads_max)
             .map_err(|error| ProbesError::from_io("map the slots into this process", error))?;
         let slow_ns = u64::try_from(config.slow_threshold.as_nanos()).unwrap_or(u64::MAX);
-        let slots = Arc::new(Slots::new(map, Arc::clone(&tasks), slow_ns));
         let counters = take_map(&mut ebpf, "COUNTERS")?;
-        let trees = if config.observe { Some(take_trees(&mut ebpf, tasks)?) } else { None };
+        let calls = take_map(&mut ebpf, "CALLS")?;
+        let mut process: Array<MapData, u32> = take_map(&mut ebpf, "PROCESS")?;
+        let tgid = tasks.process().map_err(|source| ProbesError::PidNamespace { source })?;
         let logger = EbpfLogger::init_with_logger(&mut ebpf, TracingLog).map_err(|error| ProbesError::Other {
             what: "read the probes' messages".into(),
             message: error.to_string(),
         })?;
 
+        let detail = if config.scheduling {
+            attach_detail(&mut ebpf)
+        } else {
+            let off: Cow<'static, str> = "scheduling is not watched, by configuration".into();
+            Detail { scheduling: Err(off.clone()), page_faults: Err(off) }
+        };
+        let trees =
+            if config.observe { Some(take_trees(&mut ebpf, Arc::clone(&tasks), detail.clone())?) } else { None };
+        let slots = Arc::new(Slots::new(map, tasks, slow_ns, detail));
         for (name, tracepoint) in PROGRAMS {
             attach(&mut ebpf, name, tracepoint)?;
         }
+        process.set(0, tgid, 0).map_err(|error| ProbesError::from_map("name this process to the probes", error))?;
         // The programs hold the map of the slots from here on, as does the mapping.
         drop(slots_data);
-        let probes = Self { ebpf, slots, trees, counters, logger: Mutex::new(logger) };
+        let probes = Self { ebpf, slots, trees, counters, calls, logger: Mutex::new(logger) };
         probes.self_test()?;
         Ok(probes)
     }
@@ -165,6 +217,52 @@ impl Probes {
         Ok(failures)
     }
 
+    /// Whose the system calls of this process were, since the probes were loaded, and what nobody counted.
+    pub fn ledger(&self) -> Result<Ledger, ProbesError> {
+        let mut best: Option<Ledger> = None;
+        for _ in 0..LEDGER_READINGS {
+            let reading = self.read_ledger()?;
+            if best.is_none_or(|best| reading.unattributed.abs() < best.unattributed.abs()) {
+                best = Some(reading);
+            }
+            if reading.unattributed == 0 {
+                break;
+            }
+        }
+        Ok(best.unwrap_or_default())
+    }
+
+    /// The owners are asked before and after the kernel, and all numbers only grow: what the kernel says must lie between.
+    fn read_ledger(&self) -> Result<Ledger, ProbesError> {
+        let owners = || {
+            let runtime = self.slots.runtime_totals().values().map(|stats| stats.count).sum::<u64>();
+            (self.slots.attributed_calls(), runtime)
+        };
+        let sum = |index: u32| {
+            let values = self.calls.get(&index, 0);
+            let values = values.map_err(|error| ProbesError::from_map("read the count of system calls", error))?;
+            Ok::<u64, ProbesError>(values.iter().sum())
+        };
+        let (accounts_before, runtime_before) = owners();
+        let other_before = sum(CALLS_OTHER)?;
+        let process = sum(CALLS_PROCESS)?;
+        let other = sum(CALLS_OTHER)?;
+        let (accounts, runtime) = owners();
+        let (least, most) = (accounts_before + runtime_before + other_before, accounts + runtime + other);
+        let unattributed = match process {
+            p if p < least => p as i64 - least as i64,
+            p if p > most => (p - most) as i64,
+            _ => 0,
+        };
+        Ok(Ledger { process, accounts, runtime, other, unattributed })
+    }
+
+    /// What the probes tell beside system calls: each family with why it does not, if so.
+    pub fn families(&self) -> [(&'static str, Result<(), Cow<'static, str>>); 2] {
+        let detail = self.slots.detail();
+        [("scheduling", detail.scheduling.clone()), ("page faults", detail.page_faults.clone())]
+    }
+
     pub(crate) fn trees(&self) -> Option<&Trees> {
         self.trees.as_ref()
     }
@@ -172,7 +270,12 @@ impl Probes {
     /// How often the kernel left a probe out.
     pub(crate) fn recursion_misses(&self) -> Result<u64, ProbesError> {
         let mut sum = 0;
-        for (name, program) in PROGRAMS.iter().filter_map(|(name, _)| Some((name, self.ebpf.program(name)?))) {
+        let all = PROGRAMS.iter().chain(&SCHEDULING).chain(&PAGE_FAULTS).map(|(name, _)| name).chain([&MAJOR_FAULT]);
+        for (name, program) in all.filter_map(|name| Some((name, self.ebpf.program(name)?))) {
+            // One of a family that could not be loaded.
+            if matches!(program.fd(), Err(ProgramError::NotLoaded)) {
+                continue;
+            }
             let failed = |message: String| ProbesError::Other { what: format!("ask the kernel about {name}"), message };
             let fd = program.fd().map_err(|error| failed(error.to_string()))?;
             sum += raw::recursion_misses(fd).map_err(|error| failed(error.to_string()))?;
@@ -190,7 +293,7 @@ impl Probes {
                         let _ = getppid();
                     }
                 });
-                let (kernel, _) = account.snapshot();
+                let (kernel, _) = account.snapshot(Instant::now());
                 kernel.syscalls.and_then(|calls| calls.get("getppid").map(|stats| stats.count)).unwrap_or(0)
             });
             test.join().unwrap_or(0)
@@ -221,7 +324,7 @@ pub(crate) fn read_btf() -> Result<Vec<u8>, ProbesError> {
 
 fn load_maps(object: &[u8], config: &ProbesConfig) -> Result<Ebpf, ProbesError> {
     let (mut pid, mut pending) = (0, 0);
-    if config.observe {
+    if config.observe || config.scheduling {
         let types = read_btf()?;
         pid = btf::field_offset(&types, "task_struct", "pid")?;
         pending =
@@ -238,6 +341,35 @@ fn load_maps(object: &[u8], config: &ProbesConfig) -> Result<Ebpf, ProbesError> 
         .map_err(ProbesError::from_ebpf)
 }
 
+/// Attaches what is good to have. What cannot be had says why, and everything else goes on.
+fn attach_detail(ebpf: &mut Ebpf) -> Detail {
+    let family = |ebpf: &mut Ebpf, programs: &[(&'static str, &'static str)]| {
+        programs.iter().try_for_each(|(name, tracepoint)| attach(ebpf, name, tracepoint))
+    };
+    let because = |what: &str, error: ProbesError| Cow::from(format!("{what} cannot be watched: {error}"));
+    let scheduling = family(ebpf, &SCHEDULING).map_err(|error| because("scheduling", error));
+    let page_faults = family(ebpf, &PAGE_FAULTS).and_then(|()| attach_major_fault(ebpf));
+    Detail { scheduling, page_faults: page_faults.map_err(|error| because("page faults", error)) }
+}
+
+fn attach_major_fault(ebpf: &mut Ebpf) -> Result<(), ProbesError> {
+    let failed = |error| ProbesError::from_program(MAJOR_FAULT, error);
+    let program: &mut PerfEvent =
+        ebpf.program_mut(MAJOR_FAULT).ok_or_else(|| no_program(MAJOR_FAULT))?.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    let cpus = online_cpus().map_err(|(what, error)| ProbesError::from_io(what, error))?;
+    for cpu in cpus {
+        let event = PerfEventConfig::Software(SoftwareEvent::PageFaultsMaj);
+        let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+        program.attach(event, scope, SamplePolicy::Period(1), false).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn no_program(name: &str) -> ProbesError {
+    ProbesError::Other { what: format!("find the probe {name}"), message: "the object lacks it".into() }
+}
+
 fn attach(ebpf: &mut Ebpf, name: &'static str, tracepoint: &'static str) -> Result<(), ProbesError> {
     load_program(ebpf, name)?.attach(tracepoint).map_err(|error| ProbesError::from_program(name, error))?;
     Ok(())
@@ -252,23 +384,21 @@ fn load_whoami(ebpf: &mut Ebpf) -> Result<OwnedFd, ProbesError> {
 }
 
 fn load_program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut RawTracePoint, ProbesError> {
-    let missing =
-        || ProbesError::Other { what: format!("find the probe {name}"), message: "the object lacks it".into() };
     let program: &mut RawTracePoint = ebpf
         .program_mut(name)
-        .ok_or_else(missing)?
+        .ok_or_else(|| no_program(name))?
         .try_into()
         .map_err(|error| ProbesError::from_program(name, error))?;
     program.load().map_err(|error| ProbesError::from_program(name, error))?;
     Ok(program)
 }
 
-fn take_trees(ebpf: &mut Ebpf, tasks: Arc<Tasks>) -> Result<Trees, ProbesError> {
-    let members: HashMap<MapData, u32, [u8; 24]> = take_map(ebpf, "MEMBERS")?;
+fn take_trees(ebpf: &mut Ebpf, tasks: Arc<Tasks>, detail: Detail) -> Result<Trees, ProbesError> {
+    let members: HashMap<MapData, u32, MemberBytes> = take_map(ebpf, "MEMBERS")?;
     let ids: Array<MapData, u32> = take_map(ebpf, "TREE_IDS")?;
-    let counts: PerCpuArray<MapData, [u8; 16]> = take_map(ebpf, "TREES")?;
-    let stats: PerCpuHashMap<MapData, [u8; 8], [u8; 32]> = take_map(ebpf, "TREE_STATS")?;
-    Ok(Trees::new(tasks, members, ids, counts, stats))
+    let counts: PerCpuArray<MapData, CountsBytes> = take_map(ebpf, "TREES")?;
+    let stats: PerCpuHashMap<MapData, [u8; 8], StatBytes> = take_map(ebpf, "TREE_STATS")?;
+    Ok(Trees::new(tasks, members, ids, counts, stats, detail))
 }
 
 fn take_map<T: TryFrom<Map, Error = aya::maps::MapError>>(

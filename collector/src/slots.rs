@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use nexus_core::kernel::SyscallStats;
@@ -30,9 +30,19 @@ pub struct Slots {
     free: Mutex<Vec<u32>>,
     runtime: Box<[Mutex<RuntimeSide>]>,
     slow_ns: u64,
+    /// Of each slot: system calls that were handed to accounts. Written by the slot's thread only.
+    attributed: Box<[AtomicU64]>,
+    detail: Detail,
     attached: AtomicBool,
     /// The same moment on both clocks. The probes' is the monotonic clock, which is also what `Instant` reads.
     epoch: (Instant, u64),
+}
+
+/// What the probes tell beside system calls, or why they do not.
+#[derive(Clone, Debug)]
+pub(crate) struct Detail {
+    pub(crate) scheduling: Result<(), Cow<'static, str>>,
+    pub(crate) page_faults: Result<(), Cow<'static, str>>,
 }
 
 /// What user space keeps for a slot.
@@ -51,10 +61,8 @@ impl std::fmt::Debug for Slots {
 }
 
 impl Slots {
-    pub(crate) fn new(map: SlotMap, tasks: Arc<Tasks>, slow_ns: u64) -> Self {
+    pub(crate) fn new(map: SlotMap, tasks: Arc<Tasks>, slow_ns: u64, detail: Detail) -> Self {
         let threads_max = map.slots().len();
-        let now = clock_gettime(ClockId::Monotonic);
-        let now_ns = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
         Self {
             map,
             tasks,
@@ -62,8 +70,10 @@ impl Slots {
             free: Mutex::new((0..threads_max as u32).rev().collect()),
             runtime: (0..threads_max).map(|_| Mutex::default()).collect(),
             slow_ns,
+            attributed: (0..threads_max).map(|_| AtomicU64::new(0)).collect(),
+            detail,
             attached: AtomicBool::new(true),
-            epoch: (Instant::now(), now_ns),
+            epoch: (Instant::now(), now_ns()),
         }
     }
 
@@ -111,12 +121,35 @@ impl Slots {
             if generation == 0 || generation % 2 == 1 {
                 continue;
             }
-            for (nr, stats) in touched(slot, generation) {
+            for (nr, stats) in touched(slot, generation, self.detail.scheduling.is_ok()) {
                 sums[usize::from(nr)].add(&stats);
             }
         }
         let used = sums.into_iter().enumerate().filter(|(_, stats)| stats.count > 0);
         used.map(|(nr, stats)| (slot_syscall_name(nr as u16), stats)).collect()
+    }
+
+    /// What is told beside system calls.
+    pub(crate) fn detail(&self) -> &Detail {
+        &self.detail
+    }
+
+    /// Notes that `calls` of a slot were handed to an account. For the slot's own thread.
+    #[inline]
+    pub(crate) fn attribute(&self, index: u32, calls: u64) {
+        let sum = &self.attributed[index as usize];
+        sum.store(sum.load(Ordering::Relaxed) + calls, Ordering::Release);
+    }
+
+    /// System calls that accounts were given, or will be when a mark that is in force ends.
+    pub(crate) fn attributed_calls(&self) -> u64 {
+        let in_force = |slot: &SlotCells| {
+            let generation = slot.generation.load(Ordering::Acquire);
+            let odd = generation % 2 == 1;
+            odd.then(|| touched(slot, generation, false).map(|(_, stats)| stats.count).sum::<u64>()).unwrap_or(0)
+        };
+        let slots = self.attributed.iter().zip(self.map.slots());
+        slots.map(|(sum, slot)| sum.load(Ordering::Acquire) + in_force(slot)).sum()
     }
 
     pub(crate) fn set_detached(&self) {
@@ -145,6 +178,7 @@ impl Slots {
             side.totals.get_or_insert_with(|| vec![SyscallStats::default(); SYSCALLS_MAX].into_boxed_slice());
             clear(slot);
             slot.enter_nr.store(ENTER_NONE, Ordering::Relaxed);
+            slot.sched.out_ts_ns.store(0, Ordering::Relaxed);
             slot.slow_ns.store(self.slow_ns, Ordering::Relaxed);
             // Even: the runtime's.
             side.generation = (side.generation + 2) & !1;
@@ -192,7 +226,7 @@ impl Slots {
             let mut side = self.runtime[index as usize].lock();
             let generation = slot.generation.load(Ordering::Relaxed);
             if let Some(totals) = &mut side.totals {
-                for (nr, stats) in touched(slot, generation) {
+                for (nr, stats) in touched(slot, generation, self.detail.scheduling.is_ok()) {
                     totals[usize::from(nr)].add(&stats);
                 }
             }
@@ -203,6 +237,13 @@ impl Slots {
     }
 }
 
+/// Now on the monotonic clock, which is the probes' too, in nanoseconds.
+#[inline]
+pub(crate) fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
 /// Forgets what a slot says of its generation.
 pub(crate) fn clear(slot: &SlotCells) {
     slot.touched_len.store(0, Ordering::Relaxed);
@@ -210,8 +251,12 @@ pub(crate) fn clear(slot: &SlotCells) {
     slot.lost.store(0, Ordering::Relaxed);
 }
 
-/// The numbers of a slot that belong to `generation`.
-pub(crate) fn touched(slot: &SlotCells, generation: u64) -> impl Iterator<Item = (u16, SyscallStats)> + '_ {
+/// The numbers of a slot that belong to `generation`; with those of scheduling, if it is watched.
+pub(crate) fn touched(
+    slot: &SlotCells,
+    generation: u64,
+    scheduling: bool,
+) -> impl Iterator<Item = (u16, SyscallStats)> + '_ {
     let len = (slot.touched_len.load(Ordering::Acquire) as usize).min(SYSCALLS_MAX);
     slot.touched[..len].iter().filter_map(move |nr| {
         let nr = nr.load(Ordering::Relaxed);
@@ -221,6 +266,8 @@ pub(crate) fn touched(slot: &SlotCells, generation: u64) -> impl Iterator<Item =
             errors: cells.errors.load(Ordering::Relaxed),
             total_ns: cells.total_ns.load(Ordering::Relaxed),
             max_ns: cells.max_ns.load(Ordering::Relaxed),
+            off_cpu_ns: scheduling.then(|| cells.off_cpu_ns.load(Ordering::Relaxed)),
+            run_queue_ns: scheduling.then(|| cells.run_queue_ns.load(Ordering::Relaxed)),
         };
         (cells.generation.load(Ordering::Acquire) == generation).then_some((nr, stats))
     })

@@ -1,5 +1,6 @@
 //! What works here, and how to get the rest: for `nexus doctor`.
 
+use std::borrow::Cow;
 use std::fs;
 
 use aya::maps::{Array, MapData};
@@ -14,16 +15,23 @@ const CAP_BPF: u32 = 39;
 
 /// Every feature that kernel data needs, with what stands in its way and how to get it.
 ///
-/// The last line loads and attaches the probes for a moment, self-test included.
+/// The last lines are what the probes themselves say: they are loaded and attached for a moment, self-test included.
 pub fn probe_status() -> Vec<(&'static str, Result<(), String>)> {
-    vec![
+    let mut status = vec![
         ("kernel version", check_kernel_version()),
         ("capabilities CAP_BPF and CAP_PERFMON", check_capabilities()),
         ("BTF of the kernel", check_btf().map_err(|error| error.to_string())),
         ("bpf() system call", check_bpf().map_err(|error| error.to_string())),
         ("thread ids (PID namespace)", check_thread_ids()),
-        ("probes load, attach and count", check_probes().map_err(|error| error.to_string())),
-    ]
+    ];
+    match Probes::load(&ProbesConfig::for_observe()) {
+        Ok(probes) => {
+            status.push(("probes load, attach and count", Ok(())));
+            status.extend(probes.families().map(|(name, found)| (name, found.map_err(Cow::into_owned))));
+        }
+        Err(error) => status.push(("probes load, attach and count", Err(error.to_string()))),
+    }
+    status
 }
 
 /// Major and minor version of the running kernel; zeros if it does not tell.
@@ -67,8 +75,4 @@ fn check_thread_ids() -> Result<(), String> {
         return Ok(());
     }
     Err("this process is in a PID namespace of its own, whose ids only Linux 5.10 and newer translate: run it in the host's".into())
-}
-
-fn check_probes() -> Result<(), ProbesError> {
-    Probes::load(&ProbesConfig::for_observe()).map(drop)
 }

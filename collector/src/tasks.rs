@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use aya::maps::{Array, MapData, MapError};
 use parking_lot::Mutex;
+use rustix::process::getpid;
 use rustix::thread::gettid;
 
 use crate::raw;
@@ -35,6 +36,16 @@ impl Tasks {
         let maps = self.maps.lock();
         raw::run_here(program)?;
         maps.whoami.get(&0, 0).map_err(io::Error::other)
+    }
+
+    /// The kernel's id of this process.
+    pub(crate) fn process(&self) -> io::Result<u32> {
+        let Some(program) = &self.whoami else {
+            return Ok(getpid().as_raw_nonzero().get().cast_unsigned());
+        };
+        let maps = self.maps.lock();
+        raw::run_here(program)?;
+        maps.whoami.get(&1, 0).map_err(io::Error::other)
     }
 
     /// Notes who watches a thread.

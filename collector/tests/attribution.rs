@@ -50,8 +50,8 @@ fn egid() {
 
 /// Counts and errors by name.
 fn calls(account: &Account) -> BTreeMap<String, (u64, u64)> {
-    let (kernel, _) = account.snapshot();
-    assert_eq!(kernel.mode, KernelMode::Counts);
+    let (kernel, _) = account.snapshot(Instant::now());
+    assert_eq!(kernel.mode, KernelMode::Full);
     assert_eq!((kernel.complete, kernel.lost), (Some(true), Some(0)));
     let calls = kernel.syscalls.unwrap();
     calls.into_iter().map(|(name, stats)| (name.into_owned(), (stats.count, stats.errors))).collect()
@@ -224,7 +224,7 @@ fn a_slow_call_leaves_a_record() {
     });
     let elapsed = u64::try_from(before.elapsed().as_nanos()).unwrap();
     helper.join().unwrap();
-    let (kernel, slow) = account.snapshot();
+    let (kernel, slow) = account.snapshot(Instant::now());
     let call = slow.iter().find(|call| call.name == "read").unwrap();
     assert_eq!((read, call.ret), (5, 5));
     assert!(call.duration_ns <= elapsed, "{call:?} within {elapsed}");
@@ -238,13 +238,13 @@ fn records_that_find_no_room_are_lost_but_counted() {
     };
     let account = account(&probes);
     account.enter(|| (0..100).for_each(|_| ppid()));
-    let (kernel, slow) = account.snapshot();
+    let (kernel, slow) = account.snapshot(Instant::now());
     assert_eq!((slow.len(), kernel.lost, kernel.complete), (64, Some(36), Some(false)));
     assert_eq!(kernel.syscalls.unwrap()["getppid"].count, 100);
     // The next mark has its room again.
     let next = Account::new(&probes.source(), Instant::now());
     next.enter(ppid);
-    let (kernel, slow) = next.snapshot();
+    let (kernel, slow) = next.snapshot(Instant::now());
     assert_eq!((slow.len(), kernel.lost, kernel.complete), (1, Some(0), Some(true)));
 }
 
@@ -290,7 +290,7 @@ fn without_a_slot_the_account_is_incomplete() {
         assert_eq!(slots.register_thread(), Err(SlotsFull::Full { threads_max: 2 }));
         let account = account(&probes);
         account.enter(ppid);
-        let (kernel, _) = account.snapshot();
+        let (kernel, _) = account.snapshot(Instant::now());
         assert_eq!((kernel.complete, kernel.syscalls), (Some(false), Some(BTreeMap::new())));
         barrier.wait();
     });
@@ -337,14 +337,14 @@ fn detached_probes_leave_no_zeros_behind() {
     let account = account(&probes);
     drop(probes);
     account.enter(ppid);
-    assert_eq!(account.snapshot().0.complete, Some(false));
+    assert_eq!(account.snapshot(Instant::now()).0.complete, Some(false));
 }
 
 #[test]
 fn an_account_that_is_off_has_a_reason_and_no_numbers() {
     let account = Account::new(&KernelSource::Off("not wanted".into()), Instant::now());
     assert_eq!(account.enter(|| 5), 5);
-    let (kernel, slow) = account.snapshot();
+    let (kernel, slow) = account.snapshot(Instant::now());
     assert_eq!((kernel.mode, kernel.reason.as_deref()), (KernelMode::Off, Some("not wanted")));
     assert_eq!((kernel.syscalls, kernel.lost, kernel.complete), (None, None, None));
     assert!(slow.is_empty());

@@ -1,9 +1,12 @@
 //! The slot of a runtime thread, in the mmapped array `SLOTS`.
 //!
-//! Probe and reader are the same thread: the probe runs inside the thread's own system calls. So program order is all the
-//! synchronisation there is, and all that is needed.
+//! Probe and reader are the same thread: the probe runs inside the thread's own system calls, and what the scheduler's probes
+//! write they write before the thread runs again. So program order is all the synchronisation there is, and all that is
+//! needed.
 
 use core::mem::{offset_of, size_of};
+
+use crate::sched::{SchedCounts, SchedState};
 
 /// System calls with a number below this have a place of their own in [`Slot::stats`].
 pub const SYSCALLS_MAX: usize = 512;
@@ -38,6 +41,12 @@ pub struct SlotHeader {
     pub records_len: u32,
     /// Slow calls of this generation that found no room.
     pub lost: u32,
+    /// How the thread is scheduled.
+    pub sched: SchedState,
+    /// The generation that [`SlotHeader::counts`] belong to. Another one's are void.
+    pub counts_generation: u64,
+    /// Where the generation's time went.
+    pub counts: SchedCounts,
 }
 
 /// What one system call cost in one generation.
@@ -54,6 +63,10 @@ pub struct SyscallStat {
     pub total_ns: u64,
     /// The longest of them.
     pub max_ns: u64,
+    /// Of the total: time blocked.
+    pub off_cpu_ns: u64,
+    /// Of the total: time able to run, and waiting for a CPU.
+    pub run_queue_ns: u64,
 }
 
 /// One call that took longer than the threshold.
@@ -86,13 +99,13 @@ pub struct Slot {
 }
 
 const _: () = {
-    assert!(size_of::<SlotHeader>() == 48);
-    assert!(size_of::<SyscallStat>() == 40);
+    assert!(size_of::<SlotHeader>() == 152);
+    assert!(size_of::<SyscallStat>() == 56);
     assert!(size_of::<SlowRecord>() == 32);
-    assert!(offset_of!(Slot, stats) == 48);
-    assert!(offset_of!(Slot, touched) == 48 + 40 * SYSCALLS_MAX);
-    assert!(offset_of!(Slot, records) == 48 + 42 * SYSCALLS_MAX);
-    assert!(size_of::<Slot>() == 48 + 42 * SYSCALLS_MAX + 32 * RECORDS_MAX);
+    assert!(offset_of!(Slot, stats) == 152);
+    assert!(offset_of!(Slot, touched) == 152 + 56 * SYSCALLS_MAX);
+    assert!(offset_of!(Slot, records) == 152 + 58 * SYSCALLS_MAX);
+    assert!(size_of::<Slot>() == 152 + 58 * SYSCALLS_MAX + 32 * RECORDS_MAX);
     // The kernel rounds values of a mmapped array up to 8 bytes: nothing may be left to round.
     assert!(size_of::<Slot>().is_multiple_of(8));
 };

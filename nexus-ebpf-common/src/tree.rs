@@ -2,6 +2,8 @@
 
 use core::mem::size_of;
 
+use crate::sched::{SchedCounts, SchedState};
+
 /// State of a [`Member`]: it counts from its next successful `execve` on.
 pub const MEMBER_ARMED: u32 = 1;
 
@@ -30,6 +32,10 @@ pub struct Member {
     pub reserved: u32,
     /// When that call began, in nanoseconds of the monotonic clock.
     pub enter_ts_ns: u64,
+    /// When it came on its CPU; 0 before the first time.
+    pub in_ts_ns: u64,
+    /// How it is scheduled.
+    pub sched: SchedState,
 }
 
 /// What happened to a tree on one CPU beside its calls: a value of the per-CPU array `TREES`.
@@ -44,6 +50,10 @@ pub struct TreeCounts {
     pub tasks: u64,
     /// Calls and threads that could not be counted.
     pub lost: u64,
+    /// Time on a CPU.
+    pub on_cpu_ns: u64,
+    /// Where the rest of the time went.
+    pub sched: SchedCounts,
 }
 
 /// Key of the per-CPU hash `TREE_STATS`.
@@ -76,11 +86,15 @@ pub struct TreeStat {
     pub total_ns: u64,
     /// The longest of them.
     pub max_ns: u64,
+    /// Of the total: time blocked.
+    pub off_cpu_ns: u64,
+    /// Of the total: time able to run, and waiting for a CPU.
+    pub run_queue_ns: u64,
 }
 
 const _: () = {
-    assert!(size_of::<Member>() == 24);
-    assert!(size_of::<TreeCounts>() == 16);
+    assert!(size_of::<Member>() == 72);
+    assert!(size_of::<TreeCounts>() == 80);
     assert!(size_of::<TreeKey>() == 8);
-    assert!(size_of::<TreeStat>() == 32);
+    assert!(size_of::<TreeStat>() == 48);
 };

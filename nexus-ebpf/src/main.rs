@@ -6,9 +6,11 @@
 #![no_main]
 #![allow(unsafe_code, reason = "maps and the kernel's memory are reached through pointers")]
 
+mod faults;
 mod maps;
 mod process;
 mod report;
+mod sched;
 mod syscalls;
 mod trees;
 

@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
-use nexus_ebpf_common::{COUNTERS_MAX, Member, Slot, TREES_MAX, TreeCounts, TreeKey, TreeStat};
+use nexus_ebpf_common::{CALLS_MAX, COUNTERS_MAX, Member, Slot, TREES_MAX, TreeCounts, TreeKey, TreeStat};
 
 /// By thread id: who watches the thread (`TASK_UNTRACKED`, `TASK_TREE`, or slot index + 1). As long as `kernel.pid_max`.
 #[map]
@@ -32,6 +32,14 @@ pub static TREES: PerCpuArray<TreeCounts> = PerCpuArray::with_max_entries(TREES_
 #[map]
 pub static TREE_STATS: PerCpuHashMap<TreeKey, TreeStat> = PerCpuHashMap::with_max_entries(1, 0);
 
+/// The one process whose system calls are counted as such, by its id as the kernel has it; 0 for none.
+#[map]
+pub static PROCESS: Array<u32> = Array::with_max_entries(1, 0);
+
+/// How many there were: `CALLS_PROCESS`, `CALLS_OTHER`.
+#[map]
+pub static CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries(CALLS_MAX, 0);
+
 /// What could not be done, by `Counter`.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_MAX, 0);
@@ -40,6 +48,6 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_M
 #[map]
 pub static LAST_LOG: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// The answer of `nexus_whoami`.
+/// The answer of `nexus_whoami`: the thread's id, and its process's.
 #[map]
-pub static WHOAMI: Array<u32> = Array::with_max_entries(1, 0);
+pub static WHOAMI: Array<u32> = Array::with_max_entries(2, 0);

@@ -1,18 +1,16 @@
 //! Process trees: who is born into one, who starts a program, who dies.
 
-use aya_ebpf::Global;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
-use nexus_ebpf_common::{Counter, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, TASK_TREE, TASK_UNTRACKED};
+use nexus_ebpf_common::{
+    Counter, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, SchedState, TASK_TREE, TASK_UNTRACKED,
+};
 
 use crate::maps::{MEMBERS, TASKS, WHOAMI};
 use crate::report::failed;
+use crate::sched;
 use crate::trees::{self, join, let_go};
-
-/// Where in a `task_struct` its thread id is. From the kernel's BTF.
-#[unsafe(no_mangle)]
-static TASK_PID_OFFSET: Global<u32> = Global::new(0);
 
 /// A new process or thread: `(struct task_struct *parent, struct task_struct *child)`. It has not run yet.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
@@ -31,14 +29,17 @@ pub fn nexus_fork(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let child: u64 = ctx.arg(1);
-    // SAFETY: the helper checks the address itself.
-    let tid = unsafe { bpf_probe_read_kernel((child + u64::from(TASK_PID_OFFSET.load())) as *const u32) };
-    let Ok(tid) = tid else {
+    let Some(tid) = sched::tid_of(child) else {
         trees::count_lost(tree);
         failed(&ctx, Counter::TaskUnreadable, u64::from(parent_tid));
         return 0;
     };
-    if let Err(why) = join(tid, Member { tree, state, enter_nr: ENTER_NONE, reserved: 0, enter_ts_ns: 0 }) {
+    // It is able to run from now on, and waits for its first time on a CPU.
+    // SAFETY: a helper without a precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let sched = SchedState { out_ts_ns: now, ..sched::ON_CPU };
+    let member = Member { tree, state, enter_nr: ENTER_NONE, reserved: 0, enter_ts_ns: 0, in_ts_ns: 0, sched };
+    if let Err(why) = join(tid, member) {
         trees::count_lost(tree);
         failed(&ctx, why, u64::from(tid));
         return 0;
@@ -71,6 +72,7 @@ pub fn nexus_exec(ctx: RawTracePointContext) -> i32 {
         unsafe {
             if (*member).state == MEMBER_ARMED {
                 (*member).state = MEMBER_COUNTING;
+                (*member).in_ts_ns = bpf_ktime_get_ns();
             }
         }
     }
@@ -83,6 +85,10 @@ pub fn nexus_exit(_ctx: RawTracePointContext) -> i32 {
     let tid = bpf_get_current_pid_tgid() as u32;
     match TASKS.get(tid) {
         None | Some(&TASK_UNTRACKED) => {}
+        Some(&TASK_TREE) => {
+            sched::last_time(tid);
+            let_go(tid);
+        }
         Some(_) => let_go(tid),
     }
     0
@@ -92,9 +98,12 @@ pub fn nexus_exit(_ctx: RawTracePointContext) -> i32 {
 /// PID namespace that is another than the one that the thread itself sees.
 #[raw_tracepoint]
 pub fn nexus_whoami(_ctx: RawTracePointContext) -> i32 {
-    if let Some(tid) = WHOAMI.get_ptr_mut(0) {
-        // SAFETY: one aligned word; the collector asks for one thread at a time.
-        unsafe { *tid = bpf_get_current_pid_tgid() as u32 };
+    let ids = bpf_get_current_pid_tgid();
+    for (index, id) in [(0, ids as u32), (1, (ids >> 32) as u32)] {
+        if let Some(answer) = WHOAMI.get_ptr_mut(index) {
+            // SAFETY: one aligned word; the collector asks for one thread at a time.
+            unsafe { *answer = id };
+        }
     }
     0
 }

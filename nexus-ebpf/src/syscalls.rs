@@ -7,11 +7,11 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktim
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use nexus_ebpf_common::{
-    Counter, ENTER_NONE, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot,
-    SlowRecord, SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
+    CALLS_OTHER, CALLS_PROCESS, Counter, ENTER_NONE, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX, SYSCALL_OTHER,
+    SYSCALLS_MAX, Slot, SlowRecord, SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
 };
 
-use crate::maps::{MEMBERS, SLOTS, TASKS, TREE_STATS};
+use crate::maps::{CALLS, MEMBERS, PROCESS, SLOTS, TASKS, TREE_STATS};
 use crate::report::failed;
 use crate::trees::{self, let_go};
 
@@ -38,14 +38,34 @@ pub fn nexus_sys_enter(ctx: RawTracePointContext) -> i32 {
 /// Return from a system call: `(struct pt_regs *, long ret)`.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn nexus_sys_exit(ctx: RawTracePointContext) -> i32 {
-    let tid = bpf_get_current_pid_tgid() as u32;
+    let ids = bpf_get_current_pid_tgid();
+    // Counted apart from whoever watches the thread, so that what nobody counts shows.
+    let ours = matches!(PROCESS.get(0), Some(id) if *id == (ids >> 32) as u32);
+    if ours {
+        count(CALLS_PROCESS);
+    }
+    let tid = ids as u32;
     let Some(task) = TASKS.get(tid) else { return 0 };
-    match *task {
-        TASK_UNTRACKED => {}
-        TASK_TREE => tree_exit(&ctx, tid),
+    let other = match *task {
+        TASK_UNTRACKED => true,
+        TASK_TREE => {
+            tree_exit(&ctx, tid);
+            true
+        }
         slot => slot_exit(&ctx, slot - 1),
+    };
+    if ours && other {
+        count(CALLS_OTHER);
     }
     0
+}
+
+#[inline(always)]
+fn count(index: u32) {
+    if let Some(calls) = CALLS.get_ptr_mut(index) {
+        // SAFETY: the pointer is to this CPU's value, and system calls do not interrupt each other.
+        unsafe { *calls += 1 };
+    }
 }
 
 #[inline(always)]
@@ -59,14 +79,18 @@ fn slot_enter(ctx: &RawTracePointContext, index: u32) {
         let header = &mut (*slot).header;
         header.enter_nr = if nr < SYSCALLS_MAX as u64 { nr as u32 } else { SYSCALL_OTHER };
         header.enter_generation = header.generation;
+        header.sched.enter_off_cpu_ns = 0;
+        header.sched.enter_run_queue_ns = 0;
         header.enter_ts_ns = bpf_ktime_get_ns();
     }
 }
 
+/// Whether the call is nobody's: it began before the thread had its slot.
 #[inline(always)]
-fn slot_exit(ctx: &RawTracePointContext, index: u32) {
+fn slot_exit(ctx: &RawTracePointContext, index: u32) -> bool {
     let Some(slot) = SLOTS.get_ptr_mut(index) else {
-        return failed(ctx, Counter::SlotOutOfRange, u64::from(index));
+        failed(ctx, Counter::SlotOutOfRange, u64::from(index));
+        return false;
     };
     // SAFETY: the slot is this thread's own, which is in the kernel now: nobody else writes to it.
     unsafe {
@@ -74,12 +98,13 @@ fn slot_exit(ctx: &RawTracePointContext, index: u32) {
         let nr = (*header).enter_nr;
         // A thread that got its slot in the middle of a call.
         if nr == ENTER_NONE {
-            return;
+            return true;
         }
         (*header).enter_nr = ENTER_NONE;
         let generation = (*header).generation;
         if (*header).enter_generation != generation {
-            return failed(ctx, Counter::GenerationMismatch, u64::from(index));
+            failed(ctx, Counter::GenerationMismatch, u64::from(index));
+            return false;
         }
         let start_ns = (*header).enter_ts_ns;
         let duration_ns = bpf_ktime_get_ns() - start_ns;
@@ -90,6 +115,7 @@ fn slot_exit(ctx: &RawTracePointContext, index: u32) {
             record(slot, SlowRecord { nr, reserved: 0, ret, start_ns, duration_ns });
         }
     }
+    false
 }
 
 /// Adds one call to the slot's numbers.
@@ -103,6 +129,10 @@ unsafe fn add(slot: *mut Slot, nr: u32, generation: u64, ret: i64, duration_ns: 
     // SAFETY: the index is within the array, see above; the rest is the caller's promise.
     unsafe {
         let stat = (&raw mut (*slot).stats).cast::<SyscallStat>().add(nr);
+        let (off_cpu_ns, run_queue_ns) = {
+            let sched = &raw const (*slot).header.sched;
+            ((*sched).enter_off_cpu_ns, (*sched).enter_run_queue_ns)
+        };
         let error = u64::from(is_error(ret));
         if (*stat).generation == generation {
             (*stat).count += 1;
@@ -111,12 +141,16 @@ unsafe fn add(slot: *mut Slot, nr: u32, generation: u64, ret: i64, duration_ns: 
             if duration_ns > (*stat).max_ns {
                 (*stat).max_ns = duration_ns;
             }
+            (*stat).off_cpu_ns += off_cpu_ns;
+            (*stat).run_queue_ns += run_queue_ns;
             return;
         }
         (*stat).count = 1;
         (*stat).errors = error;
         (*stat).total_ns = duration_ns;
         (*stat).max_ns = duration_ns;
+        (*stat).off_cpu_ns = off_cpu_ns;
+        (*stat).run_queue_ns = run_queue_ns;
         (*stat).generation = generation;
         let header = &raw mut (*slot).header;
         let len = (*header).touched_len;
@@ -156,6 +190,8 @@ fn tree_enter(ctx: &RawTracePointContext, tid: u32) {
     // SAFETY: a member is written by its own thread only, which is in the kernel now.
     unsafe {
         (*member).enter_nr = nr as u32;
+        (*member).sched.enter_off_cpu_ns = 0;
+        (*member).sched.enter_run_queue_ns = 0;
         (*member).enter_ts_ns = bpf_ktime_get_ns();
     }
 }
@@ -166,7 +202,7 @@ fn tree_exit(ctx: &RawTracePointContext, tid: u32) {
         return;
     };
     // SAFETY: as in `tree_enter`.
-    let Member { tree, state, enter_nr, enter_ts_ns, .. } = unsafe { *member };
+    let Member { tree, state, enter_nr, enter_ts_ns, sched, .. } = unsafe { *member };
     // A new thread's first return is of a call that its parent made.
     if enter_nr == ENTER_NONE {
         return;
@@ -188,7 +224,7 @@ fn tree_exit(ctx: &RawTracePointContext, tid: u32) {
     let stat = match TREE_STATS.get_ptr_mut(key) {
         Some(stat) => stat,
         None => {
-            let zero = TreeStat { count: 0, errors: 0, total_ns: 0, max_ns: 0 };
+            let zero = TreeStat { count: 0, errors: 0, total_ns: 0, max_ns: 0, off_cpu_ns: 0, run_queue_ns: 0 };
             // Another CPU may have been first: then this fails, and the look-up succeeds.
             let _ = TREE_STATS.insert(key, zero, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
             match TREE_STATS.get_ptr_mut(key) {
@@ -210,6 +246,8 @@ fn tree_exit(ctx: &RawTracePointContext, tid: u32) {
         if duration_ns > (*stat).max_ns {
             (*stat).max_ns = duration_ns;
         }
+        (*stat).off_cpu_ns += sched.enter_off_cpu_ns;
+        (*stat).run_queue_ns += sched.enter_run_queue_ns;
     }
 }
 

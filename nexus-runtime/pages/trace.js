@@ -283,7 +283,7 @@ function kernelPart(s) {
     return el("div", {}, title, el("p", { class: "note" }, "Unknown: the kernel was not watched. Why: ", outside(reason)));
   }
   const complete = get("nexus.kernel.complete");
-  const account = state.invocations.get(s.invocation)?.kernel;
+  const part = (label, name) => (get(name) === undefined ? [] : pair(label, duration(get(name))));
   const reason = get("nexus.kernel.reason");
   const facts = el(
     "dl",
@@ -292,10 +292,18 @@ function kernelPart(s) {
     pair("Complete", complete === undefined ? "unknown" : complete ? "yes" : "no, something was missed"),
     pair("Records lost", number(get("nexus.kernel.lost"))),
     pair("On a CPU", duration(get("nexus.time.on_cpu_ns"))),
+    part("… of it in the kernel", "nexus.time.system_ns"),
     pair("Waiting for a CPU", duration(get("nexus.time.run_queue_ns"))),
     pair("Blocked", duration(get("nexus.time.off_cpu_ns"))),
-    account?.page_faults ? pair("Page faults", `${number(account.page_faults.minor)} minor, ${number(account.page_faults.major)} major`) : [],
-    account?.context_switches !== undefined ? pair("Context switches", number(account.context_switches)) : [],
+    part("… of it in page faults", "nexus.time.page_fault_off_cpu_ns"),
+    part("Awaiting", "nexus.time.waiting_ns"),
+    part("Not explained", "nexus.time.residual_ns"),
+    get("nexus.kernel.page_faults.minor") === undefined
+      ? []
+      : pair("Page faults", `${number(get("nexus.kernel.page_faults.minor"))} minor, ${number(get("nexus.kernel.page_faults.major"))} major`),
+    get("nexus.kernel.context_switches") === undefined
+      ? []
+      : pair("Context switches", `${number(get("nexus.kernel.context_switches"))}, ${number(get("nexus.kernel.migrations"))} to another CPU`),
   );
   return el(
     "div",

@@ -20,6 +20,17 @@ pub enum KernelWanted {
     Required,
 }
 
+/// How much the kernel's account tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelDetail {
+    /// System calls, and where the time went.
+    #[default]
+    Full,
+    /// System calls only, which costs a little less.
+    Counts,
+}
+
 /// How OTLP is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 pub enum OtlpProtocol {
@@ -54,6 +65,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The kernel's account.
     pub kernel: KernelWanted,
+    /// How much it tells.
+    pub kernel_detail: KernelDetail,
     /// A system call that takes longer than this becomes a span event of its own.
     pub slow_syscall_us: u64,
     /// How logs are written.
@@ -150,6 +163,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             data_dir: PathBuf::from("nexus-data"),
             kernel: KernelWanted::default(),
+            kernel_detail: KernelDetail::default(),
             slow_syscall_us: 50,
             log_format: LogFormat::default(),
             otlp: Otlp::default(),

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use nexus_collector::{Account, KernelSource, Probes, ProbesConfig, Slots};
+use nexus_collector::{Account, KernelSource, Ledger, Probes, ProbesConfig, Slots};
 use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
 use nexus_core::mark::{Marker, Unmarked};
 
-use crate::config::KernelWanted;
+use crate::config::{KernelDetail, KernelWanted};
 
 /// The probes, or why there are none.
 pub struct Kernel {
@@ -19,12 +19,13 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the probes as wanted. With [`KernelWanted::Auto`] their absence is a reason that every span carries.
-    pub fn start(wanted: KernelWanted, slow_syscall: Duration) -> anyhow::Result<Self> {
+    pub fn start(wanted: KernelWanted, detail: KernelDetail, slow_syscall: Duration) -> anyhow::Result<Self> {
         let off = |reason: String| Self { source: KernelSource::Off(reason.into()), probes: None };
         if wanted == KernelWanted::Off {
             return Ok(off("switched off by configuration".into()));
         }
-        let config = ProbesConfig { slow_threshold: slow_syscall, ..ProbesConfig::default() };
+        let scheduling = detail == KernelDetail::Full;
+        let config = ProbesConfig { slow_threshold: slow_syscall, scheduling, ..ProbesConfig::default() };
         match Probes::load(&config) {
             Ok(probes) => Ok(Self { source: probes.source(), probes: Some(probes) }),
             Err(error) if wanted == KernelWanted::Required => Err(error.into()),
@@ -34,7 +35,7 @@ impl Kernel {
 
     /// How much is watched, and why it is not more.
     pub fn mode(&self) -> (KernelMode, Option<Cow<'static, str>>) {
-        let (account, _) = Account::new(&self.source, Instant::now()).snapshot();
+        let (account, _) = Account::new(&self.source, Instant::now()).snapshot(Instant::now());
         (account.mode, account.reason)
     }
 
@@ -54,6 +55,17 @@ impl Kernel {
     /// What the runtime itself made the kernel do, on its registered threads.
     pub fn runtime_totals(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
         self.slots().map(|slots| slots.runtime_totals()).unwrap_or_default()
+    }
+
+    /// Whose the system calls of this process were. `None` without probes, or where they cannot be asked.
+    pub fn ledger(&self) -> Option<Ledger> {
+        match self.probes.as_ref()?.ledger() {
+            Ok(ledger) => Some(ledger),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's own count of system calls cannot be read");
+                None
+            }
+        }
     }
 
     /// Hands on what the probes have to say, and returns what they could not do, by kind. `None` without probes.
@@ -113,10 +125,10 @@ impl Watch {
         }
     }
 
-    /// What was seen so far.
-    pub fn read(&self) -> (KernelAccount, Vec<SlowSyscall>) {
+    /// What was seen up to `ended`, the invocation's end.
+    pub fn read(&self, ended: Instant) -> (KernelAccount, Vec<SlowSyscall>) {
         match self {
-            Self::On(account) => account.snapshot(),
+            Self::On(account) => account.snapshot(ended),
             Self::Off(reason) => (KernelAccount::off(reason.clone()), Vec::new()),
         }
     }

@@ -119,7 +119,7 @@ impl Line {
                 if finished.left_behind {
                     watch.set_incomplete();
                 }
-                (kernel, slow_syscalls) = watch.read();
+                (kernel, slow_syscalls) = watch.read(started + finished.duration);
             }
             Err(error) => {
                 (cold, started_at) = (None, self.clock.now());

@@ -136,6 +136,10 @@ impl RuntimeView for Looked {
         self.kernel.runtime_totals()
     }
 
+    fn ledger(&self) -> Option<nexus_collector::Ledger> {
+        self.kernel.ledger()
+    }
+
     fn spans_dropped(&self) -> Option<u64> {
         self.telemetry.upgrade()?.spans_dropped()
     }

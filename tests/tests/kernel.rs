@@ -24,7 +24,7 @@ pub fn counts(invocation: &Value) -> Counts {
     let kernel = &invocation["kernel"];
     assert_eq!(
         (&kernel["mode"], &kernel["complete"], &kernel["lost"]),
-        (&json!("counts"), &json!(true), &json!(0)),
+        (&json!("full"), &json!(true), &json!(0)),
         "{kernel}"
     );
     let syscalls = kernel["syscalls"].as_object().unwrap_or_else(|| panic!("no system calls: {kernel}"));

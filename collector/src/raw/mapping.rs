@@ -6,7 +6,9 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicI64, AtomicU16, AtomicU32, AtomicU64};
 use std::{io, slice};
 
-use nexus_ebpf_common::{RECORDS_MAX, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord, SyscallStat};
+use nexus_ebpf_common::{
+    RECORDS_MAX, SYSCALLS_MAX, SchedCounts, SchedState, Slot, SlotHeader, SlowRecord, SyscallStat,
+};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// [`SyscallStat`] as seen from user space.
@@ -17,6 +19,31 @@ pub(crate) struct StatCells {
     pub(crate) errors: AtomicU64,
     pub(crate) total_ns: AtomicU64,
     pub(crate) max_ns: AtomicU64,
+    pub(crate) off_cpu_ns: AtomicU64,
+    pub(crate) run_queue_ns: AtomicU64,
+}
+
+/// [`SchedState`] as seen from user space, which only ever clears it.
+#[repr(C)]
+pub(crate) struct SchedStateCells {
+    pub(crate) out_ts_ns: AtomicU64,
+    wake_ts_ns: AtomicU64,
+    enter_off_cpu_ns: AtomicU64,
+    enter_run_queue_ns: AtomicU64,
+    blocked: AtomicU32,
+    cpu: AtomicU32,
+}
+
+/// [`SchedCounts`] as seen from user space.
+#[repr(C)]
+pub(crate) struct SchedCells {
+    pub(crate) off_cpu_ns: AtomicU64,
+    pub(crate) run_queue_ns: AtomicU64,
+    pub(crate) fault_off_cpu_ns: AtomicU64,
+    pub(crate) switches: AtomicU64,
+    pub(crate) migrations: AtomicU64,
+    pub(crate) faults: AtomicU64,
+    pub(crate) major_faults: AtomicU64,
 }
 
 /// [`SlowRecord`] as seen from user space.
@@ -40,6 +67,9 @@ pub(crate) struct SlotCells {
     pub(crate) touched_len: AtomicU32,
     pub(crate) records_len: AtomicU32,
     pub(crate) lost: AtomicU32,
+    pub(crate) sched: SchedStateCells,
+    pub(crate) counts_generation: AtomicU64,
+    pub(crate) counts: SchedCells,
     pub(crate) stats: [StatCells; SYSCALLS_MAX],
     pub(crate) touched: [AtomicU16; SYSCALLS_MAX],
     pub(crate) records: [RecordCells; RECORDS_MAX],
@@ -54,10 +84,19 @@ const _: () = {
     assert!(offset_of!(SlotCells, touched_len) == offset_of!(SlotHeader, touched_len));
     assert!(offset_of!(SlotCells, records_len) == offset_of!(SlotHeader, records_len));
     assert!(offset_of!(SlotCells, lost) == offset_of!(SlotHeader, lost));
+    assert!(size_of::<SchedStateCells>() == size_of::<SchedState>());
+    assert!(size_of::<SchedCells>() == size_of::<SchedCounts>());
+    assert!(offset_of!(SlotCells, sched) == offset_of!(SlotHeader, sched));
+    assert!(offset_of!(SlotCells, counts_generation) == offset_of!(SlotHeader, counts_generation));
+    assert!(offset_of!(SlotCells, counts) == offset_of!(SlotHeader, counts));
+    assert!(offset_of!(SchedStateCells, cpu) == offset_of!(SchedState, cpu));
+    assert!(offset_of!(SchedCells, switches) == offset_of!(SchedCounts, switches));
+    assert!(offset_of!(SchedCells, major_faults) == offset_of!(SchedCounts, major_faults));
     assert!(offset_of!(SlotCells, stats) == offset_of!(Slot, stats));
     assert!(offset_of!(SlotCells, touched) == offset_of!(Slot, touched));
     assert!(offset_of!(SlotCells, records) == offset_of!(Slot, records));
     assert!(offset_of!(StatCells, max_ns) == offset_of!(SyscallStat, max_ns));
+    assert!(offset_of!(StatCells, run_queue_ns) == offset_of!(SyscallStat, run_queue_ns));
     assert!(offset_of!(RecordCells, ret) == offset_of!(SlowRecord, ret));
     assert!(offset_of!(RecordCells, duration_ns) == offset_of!(SlowRecord, duration_ns));
 };

@@ -40,6 +40,12 @@ pub struct SyscallStats {
     pub total_ns: u64,
     /// The longest of them.
     pub max_ns: u64,
+    /// Of the total: time blocked. Absent where scheduling was not watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off_cpu_ns: Option<u64>,
+    /// Of the total: time ready to run, and waiting for a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_queue_ns: Option<u64>,
 }
 
 impl SyscallStats {
@@ -49,6 +55,16 @@ impl SyscallStats {
         self.errors += other.errors;
         self.total_ns += other.total_ns;
         self.max_ns = self.max_ns.max(other.max_ns);
+        for (sum, more) in [(&mut self.off_cpu_ns, other.off_cpu_ns), (&mut self.run_queue_ns, other.run_queue_ns)] {
+            if let Some(more) = more {
+                *sum.get_or_insert(0) += more;
+            }
+        }
+    }
+
+    /// Time that the calls kept a CPU busy, where that is known.
+    pub fn on_cpu_ns(&self) -> Option<u64> {
+        Some(self.total_ns.saturating_sub(self.off_cpu_ns? + self.run_queue_ns?))
     }
 }
 
@@ -62,6 +78,8 @@ pub struct PageFaults {
 }
 
 /// The kernel's account. When `mode` is `off` every number is absent.
+///
+/// Of an invocation, its duration = `on_cpu_ns` + `run_queue_ns` + `off_cpu_ns` + `waiting_ns` + `residual_ns`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelAccount {
     /// How much was watched.
@@ -81,18 +99,33 @@ pub struct KernelAccount {
     /// Time on a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_cpu_ns: Option<u64>,
+    /// Of the time on a CPU: in system calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_ns: Option<u64>,
     /// Time ready to run, and waiting for a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_queue_ns: Option<u64>,
-    /// Time blocked.
+    /// Time blocked. By cause: in the system calls' own `off_cpu_ns`, and in `page_fault_off_cpu_ns`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub off_cpu_ns: Option<u64>,
+    /// Of the time blocked: in page faults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_fault_off_cpu_ns: Option<u64>,
+    /// Time in which no thread worked for the invocation: it awaited a timer, a response, a lock of the runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_ns: Option<u64>,
+    /// The rest of its duration. Below zero where threads worked for it at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual_ns: Option<i64>,
     /// Page faults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_faults: Option<PageFaults>,
     /// Times the thread was taken off its CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_switches: Option<u64>,
+    /// Times that it went on on another CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migrations: Option<u64>,
 }
 
 impl KernelAccount {

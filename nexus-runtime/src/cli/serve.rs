@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use super::{Done, Failure};
-use crate::config::{Config, KernelWanted, LogFormat, OtlpProtocol};
+use crate::config::{Config, KernelDetail, KernelWanted, LogFormat, OtlpProtocol};
 use crate::kernel::{self, Kernel};
 use crate::server::Server;
 
@@ -31,6 +31,9 @@ pub struct ServerArgs {
     /// The kernel's account [default: auto]
     #[arg(long, value_enum, env = "NEXUS_KERNEL")]
     kernel: Option<KernelWanted>,
+    /// How much the kernel's account tells [default: full]
+    #[arg(long, value_enum, env = "NEXUS_KERNEL_DETAIL")]
+    kernel_detail: Option<KernelDetail>,
     /// Where traces go: http://host:port of an OpenTelemetry collector
     #[arg(long, env = "NEXUS_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
@@ -63,6 +66,9 @@ impl ServerArgs {
         }
         if let Some(kernel) = self.kernel {
             config.kernel = kernel;
+        }
+        if let Some(detail) = self.kernel_detail {
+            config.kernel_detail = detail;
         }
         if let Some(protocol) = self.otlp_protocol {
             config.otlp.protocol = protocol;
@@ -106,7 +112,8 @@ pub fn serve<F: Future<Output = ()> + Send + 'static>(
     config: Config,
     beside: impl FnOnce(&Server, CancellationToken) -> F,
 ) -> Done {
-    let kernel = Arc::new(Kernel::start(config.kernel, Duration::from_micros(config.slow_syscall_us))?);
+    let kernel =
+        Arc::new(Kernel::start(config.kernel, config.kernel_detail, Duration::from_micros(config.slow_syscall_us))?);
     kernel::publish_slots(&kernel);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -158,6 +158,10 @@ fn kernel_rows(span: &Span, depth: usize) {
         let reason = span.attributes.get("nexus.kernel.reason").and_then(Value::as_str).unwrap_or("unknown");
         return say!("{indent}{}", style::paint(&format!("kernel: not watched ({})", style::safe(reason)), 2));
     }
+    let time = |name: &str| span.attributes.get(&format!("nexus.time.{name}")).and_then(Value::as_i64);
+    if let Some(parts) = times(time) {
+        say!("{}", style::paint(&format!("{indent}kernel: {parts}"), 2));
+    }
     let mut calls: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
     for (key, value) in &span.attributes {
         if let Some((name, what)) = key.strip_prefix("nexus.kernel.syscall.").and_then(|k| k.rsplit_once('.')) {
@@ -188,6 +192,26 @@ fn kernel_rows(span: &Span, depth: usize) {
     }
 }
 
+/// Where the time went, in one line, if that is known.
+fn times(part: impl Fn(&str) -> Option<i64>) -> Option<String> {
+    let names = [
+        ("on CPU", "on_cpu_ns"),
+        ("in system calls", "system_ns"),
+        ("ready", "run_queue_ns"),
+        ("blocked", "off_cpu_ns"),
+        ("awaiting", "waiting_ns"),
+        ("not explained", "residual_ns"),
+    ];
+    part("on_cpu_ns")?;
+    let shown = names.iter().filter_map(|(label, name)| {
+        let ns = part(name)?;
+        let sign = if ns < 0 { "-" } else { "" };
+        // What is nothing says nothing, but for the parts that are always asked for.
+        (ns != 0 || *name == "on_cpu_ns").then(|| format!("{label} {sign}{}", style::duration(ns.unsigned_abs())))
+    });
+    Some(shown.collect::<Vec<_>>().join(" · "))
+}
+
 /// The kernel's account of an invocation or a program, as a table.
 pub fn print_kernel(kernel: &Value, indent: &str) {
     if kernel["mode"] == "off" || kernel["mode"].is_null() {
@@ -197,6 +221,15 @@ pub fn print_kernel(kernel: &Value, indent: &str) {
     let calls = kernel["syscalls"].as_object().cloned().unwrap_or_default();
     let sum = |what: &str| calls.values().map(|c| number(&c[what])).sum::<u64>();
     say!("{indent}kernel     {} system calls, {}", sum("count"), style::duration(sum("total_ns")));
+    if let Some(parts) = times(|name| kernel[name].as_i64()) {
+        say!("{indent}time       {parts}");
+    }
+    if let (Some(minor), Some(major)) =
+        (kernel["page_faults"]["minor"].as_u64(), kernel["page_faults"]["major"].as_u64())
+    {
+        let switches = number(&kernel["context_switches"]);
+        say!("{indent}           {minor} minor and {major} major page faults, {switches} context switches");
+    }
     let mut rows: Vec<_> = calls.iter().collect();
     rows.sort_by_key(|(_, c)| std::cmp::Reverse(number(&c["total_ns"])));
     for (name, c) in rows {

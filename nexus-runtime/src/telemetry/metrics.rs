@@ -6,13 +6,14 @@ use std::fmt::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nexus_collector::Ledger;
 use nexus_core::ids::FunctionName;
 use nexus_core::kernel::SyscallStats;
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome};
 use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::exemplar::{CounterWithExemplar, HistogramWithExemplars};
@@ -57,8 +58,16 @@ pub struct Metrics {
     dead: Family<Labels<1>, Counter>,
     replays: Family<Labels<2>, Counter>,
     syscalls: Family<Labels<3>, Counter>,
+    syscall_time: Arc<SyscallTime>,
+    on_cpu: Family<Labels<1>, Seconds, Buckets>,
+    run_queue: Family<Labels<1>, Seconds, Buckets>,
+    off_cpu: Family<Labels<1>, Seconds, Buckets>,
     records_lost: Counter,
 }
+
+/// How long system calls took, by function and name: seconds, and calls. An invocation's account has their sum and their
+/// number, so this is a histogram of one bucket.
+type SyscallTime = parking_lot::Mutex<BTreeMap<(FunctionName, Cow<'static, str>), (f64, u64)>>;
 
 /// What is looked up when the page is asked for.
 pub trait RuntimeView: Send + Sync + 'static {
@@ -66,6 +75,8 @@ pub trait RuntimeView: Send + Sync + 'static {
     fn queue(&self) -> (u64, u64);
     /// What the runtime itself made the kernel do.
     fn runtime_syscalls(&self) -> BTreeMap<Cow<'static, str>, SyscallStats>;
+    /// Whose the system calls of this process were, where that is known.
+    fn ledger(&self) -> Option<Ledger>;
     /// Spans that were not exported, where they are exported at all.
     fn spans_dropped(&self) -> Option<u64>;
 }
@@ -100,6 +111,10 @@ impl Metrics {
             dead: Family::default(),
             replays: Family::default(),
             syscalls: Family::default(),
+            syscall_time: Arc::default(),
+            on_cpu: fast(),
+            run_queue: fast(),
+            off_cpu: fast(),
             records_lost: Counter::default(),
         };
         let mut registry = metrics.registry.write();
@@ -118,6 +133,13 @@ impl Metrics {
         r.register("nexus_retries", "Deliveries tried again", metrics.retries.clone());
         r.register("nexus_dead_letters", "Deliveries given up", metrics.dead.clone());
         r.register("nexus_replays", "Events replayed", metrics.replays.clone());
+        r.register("nexus_on_cpu_seconds", "Of an invocation: on a CPU", metrics.on_cpu.clone());
+        r.register(
+            "nexus_run_queue_seconds",
+            "Of an invocation: ready, and waiting for a CPU",
+            metrics.run_queue.clone(),
+        );
+        r.register("nexus_off_cpu_seconds", "Of an invocation: blocked", metrics.off_cpu.clone());
         r.register(
             "nexus_kernel_records_lost",
             "Records of slow system calls that found no room",
@@ -129,7 +151,11 @@ impl Metrics {
 
     /// Adds what is looked up when the page is asked for; once, when everything is wired.
     pub fn attach(&self, view: Arc<dyn RuntimeView>) {
-        self.registry.write().register_collector(Box::new(Looked { view, functions: self.syscalls.clone() }));
+        self.registry.write().register_collector(Box::new(Looked {
+            view,
+            functions: self.syscalls.clone(),
+            syscall_time: self.syscall_time.clone(),
+        }));
     }
 
     /// The page, in OpenMetrics text.
@@ -187,6 +213,24 @@ impl Metrics {
             let labels = [("owner", "invocation".into()), name.clone(), ("syscall", syscall.clone())];
             self.syscalls.get_or_create(&labels).inc_by(stats.count);
         }
+        if let Some(syscalls) = outcome.kernel.syscalls.as_ref().filter(|s| !s.is_empty()) {
+            let mut times = self.syscall_time.lock();
+            for (syscall, stats) in syscalls {
+                let time = times.entry((outcome.function.clone(), syscall.clone())).or_default();
+                time.0 += seconds(stats.total_ns);
+                time.1 += stats.count;
+            }
+        }
+        let kernel = &outcome.kernel;
+        for (family, ns) in [
+            (&self.on_cpu, kernel.on_cpu_ns),
+            (&self.run_queue, kernel.run_queue_ns),
+            (&self.off_cpu, kernel.off_cpu_ns),
+        ] {
+            if let Some(ns) = ns {
+                family.get_or_create(&by_name).observe(seconds(ns), exemplar(trace), None);
+            }
+        }
         self.records_lost.inc_by(outcome.kernel.lost.unwrap_or(0));
     }
 
@@ -205,6 +249,7 @@ impl Metrics {
 struct Looked {
     view: Arc<dyn RuntimeView>,
     functions: Family<Labels<3>, Counter>,
+    syscall_time: Arc<SyscallTime>,
 }
 
 impl std::fmt::Debug for Looked {
@@ -228,14 +273,31 @@ impl Collector for Looked {
         }
         let runtime = self.view.runtime_syscalls();
         let help = "System calls, by who caused them";
-        for (syscall, stats) in &runtime {
-            let labels: Labels<3> =
-                [("owner", "runtime".into()), ("function", "".into()), ("syscall", syscall.clone())];
+        let ledger = self.view.ledger();
+        let runtime = runtime.iter().map(|(syscall, stats)| ("runtime", syscall.clone(), stats.count));
+        // What kind of calls the others make is not known.
+        let other = ledger.iter().map(|ledger| ("other", "".into(), ledger.other));
+        for (owner, syscall, count) in runtime.chain(other) {
+            let labels: Labels<3> = [("owner", owner.into()), ("function", "".into()), ("syscall", syscall)];
             let counter = self.functions.get_or_create_owned(&labels);
-            // The runtime's totals only grow; what was shown before is caught up with.
-            counter.inc_by(stats.count.saturating_sub(counter.get()));
+            // These totals only grow; what was shown before is caught up with.
+            counter.inc_by(count.saturating_sub(counter.get()));
         }
         self.functions.encode(encoder.encode_descriptor("nexus_syscalls", help, None, MetricType::Counter)?)?;
+        let help = "How long system calls took";
+        let mut times =
+            encoder.encode_descriptor("nexus_syscall_duration_seconds", help, None, MetricType::Histogram)?;
+        for ((function, syscall), (sum, count)) in self.syscall_time.lock().iter() {
+            let labels = [("function", function.to_string()), ("syscall", syscall.to_string())];
+            let mut encoder = times.encode_family(&labels)?;
+            encoder.encode_histogram::<NoLabelSet>(*sum, *count, &[(f64::MAX, *count)], None)?;
+        }
+        if let Some(ledger) = ledger {
+            let gauge = ConstGauge::new(ledger.unattributed);
+            let help = "System calls of this process that belong to nobody, or (below zero) were counted twice";
+            let name = "nexus_kernel_unattributed_syscalls";
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
         if let Some(dropped) = self.view.spans_dropped() {
             let counter = ConstCounter::new(dropped);
             let help = "Spans that were not exported";

@@ -178,6 +178,16 @@ fn invoke_attributes(record: &Record, outcome: &Outcome) -> Vec<KeyValue> {
     number("nexus.time.on_cpu_ns", kernel.on_cpu_ns);
     number("nexus.time.run_queue_ns", kernel.run_queue_ns);
     number("nexus.time.off_cpu_ns", kernel.off_cpu_ns);
+    number("nexus.time.system_ns", kernel.system_ns);
+    number("nexus.time.page_fault_off_cpu_ns", kernel.page_fault_off_cpu_ns);
+    number("nexus.time.waiting_ns", kernel.waiting_ns);
+    number("nexus.kernel.page_faults.minor", kernel.page_faults.map(|f| f.minor));
+    number("nexus.kernel.page_faults.major", kernel.page_faults.map(|f| f.major));
+    number("nexus.kernel.context_switches", kernel.context_switches);
+    number("nexus.kernel.migrations", kernel.migrations);
+    if let Some(residual) = kernel.residual_ns {
+        attributes.push(KeyValue::new("nexus.time.residual_ns", residual));
+    }
     if let Some(complete) = kernel.complete {
         attributes.push(KeyValue::new("nexus.kernel.complete", complete));
     }
@@ -189,6 +199,9 @@ fn invoke_attributes(record: &Record, outcome: &Outcome) -> Vec<KeyValue> {
         attributes.push(KeyValue::new(key("count"), stats.count as i64));
         attributes.push(KeyValue::new(key("time_ns"), stats.total_ns as i64));
         attributes.push(KeyValue::new(key("max_ns"), stats.max_ns as i64));
+        if let Some(off_cpu_ns) = stats.off_cpu_ns.filter(|ns| *ns > 0) {
+            attributes.push(KeyValue::new(key("off_cpu_ns"), off_cpu_ns as i64));
+        }
         if stats.errors > 0 {
             attributes.push(KeyValue::new(key("errors"), stats.errors as i64));
         }
