@@ -11,6 +11,10 @@ use serde_json::{Value, json};
 
 #[path = "kernel/absent.rs"]
 mod absent;
+#[path = "kernel/ledger.rs"]
+mod ledger;
+#[path = "kernel/time.rs"]
+mod time;
 
 /// System calls by name: calls, and how many of them returned an error.
 type Counts = BTreeMap<String, (u64, u64)>;
