@@ -53,6 +53,9 @@ const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// Inode of the first PID namespace, the same on every machine.
 const INIT_PID_NAMESPACE: &str = "pid:[4026531836]";
 
+/// How often a program is offered to the kernel while signals interrupt it.
+const LOAD_ATTEMPTS: usize = 100;
+
 /// How often the ledger is read for a reading that nothing moved under.
 const LEDGER_READINGS: usize = 5;
 
@@ -356,7 +359,7 @@ fn attach_major_fault(ebpf: &mut Ebpf) -> Result<(), ProbesError> {
     let failed = |error| ProbesError::from_program(MAJOR_FAULT, error);
     let program: &mut PerfEvent =
         ebpf.program_mut(MAJOR_FAULT).ok_or_else(|| no_program(MAJOR_FAULT))?.try_into().map_err(failed)?;
-    program.load().map_err(failed)?;
+    load_patiently(|| program.load()).map_err(failed)?;
     let cpus = online_cpus().map_err(|(what, error)| ProbesError::from_io(what, error))?;
     for cpu in cpus {
         let event = PerfEventConfig::Software(SoftwareEvent::PageFaultsMaj);
@@ -364,6 +367,17 @@ fn attach_major_fault(ebpf: &mut Ebpf) -> Result<(), ProbesError> {
         program.attach(event, scope, SamplePolicy::Period(1), false).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The verifier gives up with EAGAIN when a signal comes for the thread, as happens to a program whose children end.
+fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            ended => return ended,
+        }
+    }
+    load()
 }
 
 fn no_program(name: &str) -> ProbesError {
@@ -389,7 +403,7 @@ fn load_program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Ra
         .ok_or_else(|| no_program(name))?
         .try_into()
         .map_err(|error| ProbesError::from_program(name, error))?;
-    program.load().map_err(|error| ProbesError::from_program(name, error))?;
+    load_patiently(|| program.load()).map_err(|error| ProbesError::from_program(name, error))?;
     Ok(program)
 }
 

@@ -167,6 +167,39 @@ fn git_equals_strace() {
     });
 }
 
+/// A dozen programs of everyday's, each in its own way: many files, pipes, children, memory, text.
+#[test]
+fn everyday_programs_equal_strace() {
+    let rows: [(&str, &[&str]); 12] = [
+        ("find", &["/etc", "-name", "*.conf"]),
+        ("grep", &["-rc", "root", "/etc/pam.d"]),
+        ("sort", &["-r", "/etc/services"]),
+        ("sed", &["-n", "s/tcp/TCP/gp", "/etc/services"]),
+        ("gzip", &["-kfc", "/etc/services"]),
+        ("sha256sum", &["/etc/services", "/etc/passwd"]),
+        ("ls", &["-lR", "/etc/pam.d"]),
+        ("awk", &["{ n += NF } END { print n }", "/etc/services"]),
+        ("diff", &["-r", "/etc/pam.d", "/etc/pam.d"]),
+        ("cat", &["/etc/services", "/etc/passwd"]),
+        ("perl", &["-e", "print join(',', map { $_ * $_ } 1..1000); system('true')"]),
+        ("bash", &["-c", "for i in 1 2 3; do cat /etc/passwd | wc -l; done"]),
+    ];
+    for (program, arguments) in rows {
+        check(program, program, |folder| {
+            // What they print is of no interest, and must not be of a size that changes.
+            let out = folder.join("out");
+            let words =
+                std::iter::once(&program).chain(arguments).map(|word| format!("'{}'", word.replace('\'', "'\\''")));
+            let line = format!("exec {} > {}", words.collect::<Vec<_>>().join(" "), out.display());
+            Case {
+                command: command(["sh", "-c", &line]),
+                prepare: Box::new(move || drop(fs::remove_file(&out))),
+                luck: &[],
+            }
+        });
+    }
+}
+
 #[test]
 fn a_pipeline_of_processes_equals_strace() {
     check("sh", "sh", |folder| {

@@ -89,14 +89,24 @@ fn leave(tid: u32, watched: u32, now: u64, blocked: bool) {
     let Some(member) = MEMBERS.get_ptr_mut(tid) else { return };
     // SAFETY: a member is written by its own thread only, which is leaving.
     unsafe {
+        let since = came((*member).in_ts_ns, (*member).sched.out_ts_ns);
         mark_left(&raw mut (*member).sched, now, blocked);
         if (*member).state == MEMBER_COUNTING
             && let Some(counts) = tree_counts((*member).tree)
         {
             (*counts).sched.switches += 1;
-            (*counts).on_cpu_ns += now.saturating_sub((*member).in_ts_ns);
+            (*counts).on_cpu_ns += now.saturating_sub(since);
         }
     }
+}
+
+/// Since when a thread that runs has been on its CPU.
+///
+/// Kernels of some clouds do not tell of switches away from tasks of their own, so that a thread may come back unseen. It was
+/// away for an unknown part of the time since it left: all of it counts as time on the CPU, once.
+#[inline(always)]
+fn came(in_ts_ns: u64, out_ts_ns: u64) -> u64 {
+    if out_ts_ns == 0 { in_ts_ns } else { out_ts_ns }
 }
 
 /// # Safety
@@ -212,7 +222,8 @@ pub fn last_time(tid: u32) {
         if (*member).state == MEMBER_COUNTING
             && let Some(counts) = tree_counts((*member).tree)
         {
-            (*counts).on_cpu_ns += bpf_ktime_get_ns().saturating_sub((*member).in_ts_ns);
+            let since = came((*member).in_ts_ns, (*member).sched.out_ts_ns);
+            (*counts).on_cpu_ns += bpf_ktime_get_ns().saturating_sub(since);
         }
     }
 }
