@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use nexus_core::kernel::{KernelAccount, KernelMode, PageFaults, SlowSyscall, SyscallStats};
+use nexus_ebpf_common::Owner;
 use parking_lot::Mutex;
 
 use crate::mark::{self, Sched};
@@ -30,6 +31,7 @@ pub enum KernelSource {
 #[derive(Debug)]
 pub struct Account {
     source: KernelSource,
+    owner: [u64; 4],
     started_ns: u64,
     missed: AtomicBool,
     time: Time,
@@ -66,14 +68,20 @@ pub(crate) struct SlowCall {
 }
 
 impl Account {
-    /// An account for an invocation that started at `started`.
+    /// An account of nobody in particular, that starts at `started`.
     pub fn new(source: &KernelSource, started: Instant) -> Arc<Self> {
+        Self::of(source, started, Owner::default())
+    }
+
+    /// An account for an invocation that started at `started`; `owner` says in profiles whose it is.
+    pub fn of(source: &KernelSource, started: Instant, owner: Owner) -> Arc<Self> {
         let started_ns = match source {
             KernelSource::Probes(slots) => slots.monotonic_ns(started),
             KernelSource::Off(_) => 0,
         };
         Arc::new(Self {
             source: source.clone(),
+            owner: zerocopy::transmute!(owner),
             started_ns,
             missed: AtomicBool::new(false),
             time: Time { left_ns: AtomicU64::new(started_ns), ..Time::default() },
@@ -127,6 +135,10 @@ impl Account {
             duration_ns: call.duration_ns,
         });
         (account, slow.collect())
+    }
+
+    pub(crate) fn owner(&self) -> &[u64; 4] {
+        &self.owner
     }
 
     pub(crate) fn slots(&self) -> Option<&Arc<Slots>> {

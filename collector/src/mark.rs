@@ -18,7 +18,7 @@ use crate::raw::SlotCells;
 use crate::slots::{Slots, clear, now_ns, touched};
 
 thread_local! {
-    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { registration: None, depth: 0, inner_ns: 0 }) };
+    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { registration: None, depth: 0, inner_ns: 0, owner: [0; 4] }) };
 }
 
 /// What a thread knows of its slot.
@@ -28,6 +28,8 @@ struct Thread {
     depth: u32,
     /// The time that marks within the current one took.
     inner_ns: u64,
+    /// Whom the current mark is of.
+    owner: [u64; 4],
 }
 
 /// A thread's slot, which is given back when the thread ends.
@@ -168,6 +170,7 @@ struct Outer {
     /// When this mark began; 0 where time is not asked for.
     began_ns: u64,
     inner_ns: u64,
+    owner: [u64; 4],
 }
 
 impl Drop for Mark<'_> {
@@ -225,14 +228,20 @@ impl Thread {
             sched: std::mem::take(&mut stash.sched),
             began_ns: 0,
             inner_ns: std::mem::take(&mut self.inner_ns),
+            owner: [0; 4],
         };
+        if self.depth > 0 {
+            set_side(slot, Side::Runtime);
+        }
         self.depth += 1;
-        set_owner(slot, Owner::Account);
+        write_owner(slot, account.owner());
+        outer.owner = std::mem::replace(&mut self.owner, *account.owner());
+        set_side(slot, Side::Account);
         if slots.detail().scheduling.is_ok() {
             outer.began_ns = now_ns();
             // Time that the thread was away between the two must not count, or count on both sides.
             while slot.counts_generation.load(Ordering::Relaxed) == slot.generation.load(Ordering::Relaxed) {
-                set_owner(slot, Owner::Account);
+                set_side(slot, Side::Account);
                 outer.began_ns = now_ns();
             }
             account.comes(outer.began_ns);
@@ -261,7 +270,7 @@ impl Thread {
                 }
             }
         }
-        set_owner(slot, Owner::Runtime);
+        set_side(slot, Side::Runtime);
         let (stats_from, slow_from) = (usize::from(outer.stats_from), usize::from(outer.slow_from));
         if stash.stats.len() > stats_from || stash.lost > 0 || !stash.sched.is_empty() {
             stash.deliver(account, stats_from, slow_from);
@@ -273,27 +282,37 @@ impl Thread {
             account.goes(ended_ns, took_ns.saturating_sub(self.inner_ns));
             self.inner_ns = outer.inner_ns + took_ns;
         }
+        self.owner = outer.owner;
         if self.depth > 0 {
             if slot.touched_len.load(Ordering::Relaxed) != 0 {
                 slots.drain_runtime(*index);
             }
-            set_owner(slot, Owner::Account);
+            write_owner(slot, &outer.owner);
+            set_side(slot, Side::Account);
         }
     }
 }
 
-enum Owner {
+enum Side {
     Runtime = 0,
     Account = 1,
 }
 
-/// Opens the next generation of `owner`.
+/// Says whom the next generation is of, if it is an account's; while the current one is the runtime's.
 #[inline]
-fn set_owner(slot: &SlotCells, owner: Owner) {
+pub(crate) fn write_owner(slot: &SlotCells, owner: &[u64; 4]) {
+    for (cell, word) in slot.owner.iter().zip(owner) {
+        cell.store(*word, Ordering::Relaxed);
+    }
+}
+
+/// Opens the next generation of a side.
+#[inline]
+fn set_side(slot: &SlotCells, side: Side) {
     // The probes run in this thread, like a signal handler: the compiler's order is the only one that matters.
     compiler_fence(Ordering::SeqCst);
     let last = slot.generation.load(Ordering::Relaxed);
-    slot.generation.store(((last + 2) & !1) | owner as u64, Ordering::Relaxed);
+    slot.generation.store(((last + 2) & !1) | side as u64, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
 }
 

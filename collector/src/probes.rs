@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{PerfEvent, ProgramError, RawTracePoint};
 use aya::util::online_cpus;
@@ -23,6 +23,7 @@ use crate::embedded;
 use crate::error::ProbesError;
 use crate::messages::TracingLog;
 use crate::observe::{CountsBytes, MemberBytes, StatBytes, Trees};
+use crate::profile::Profile;
 use crate::raw::{self, SlotMap};
 use crate::slots::{Detail, Slots};
 use crate::tasks::Tasks;
@@ -46,6 +47,9 @@ const PAGE_FAULTS: [(&str, &str); 2] =
 
 /// The probe of the software event of page faults that need the disk.
 const MAJOR_FAULT: &str = "nexus_major_fault";
+
+/// The probe of the CPUs' clocks, attached while a profile is taken.
+const SAMPLE: &str = "nexus_sample";
 
 /// The kernel's description of its types.
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -124,7 +128,8 @@ pub struct Ledger {
 
 /// The attached probes. Dropping them detaches them; accounts are incomplete from then on.
 pub struct Probes {
-    ebpf: Ebpf,
+    ebpf: Mutex<Ebpf>,
+    samples: Mutex<RingBuf<MapData>>,
     slots: Arc<Slots>,
     trees: Option<Trees>,
     counters: PerCpuArray<MapData, u64>,
@@ -168,6 +173,7 @@ impl Probes {
         let slow_ns = u64::try_from(config.slow_threshold.as_nanos()).unwrap_or(u64::MAX);
         let counters = take_map(&mut ebpf, "COUNTERS")?;
         let calls = take_map(&mut ebpf, "CALLS")?;
+        let samples = take_map(&mut ebpf, "SAMPLES")?;
         let mut process: Array<MapData, u32> = take_map(&mut ebpf, "PROCESS")?;
         let tgid = tasks.process().map_err(|source| ProbesError::PidNamespace { source })?;
         let logger = EbpfLogger::init_with_logger(&mut ebpf, TracingLog).map_err(|error| ProbesError::Other {
@@ -175,12 +181,7 @@ impl Probes {
             message: error.to_string(),
         })?;
 
-        let detail = if config.scheduling {
-            attach_detail(&mut ebpf)
-        } else {
-            let off: Cow<'static, str> = "scheduling is not watched, by configuration".into();
-            Detail { scheduling: Err(off.clone()), page_faults: Err(off) }
-        };
+        let detail = attach_detail(&mut ebpf, config.scheduling);
         let trees =
             if config.observe { Some(take_trees(&mut ebpf, Arc::clone(&tasks), detail.clone())?) } else { None };
         let slots = Arc::new(Slots::new(map, tasks, slow_ns, detail));
@@ -190,7 +191,8 @@ impl Probes {
         process.set(0, tgid, 0).map_err(|error| ProbesError::from_map("name this process to the probes", error))?;
         // The programs hold the map of the slots from here on, as does the mapping.
         drop(slots_data);
-        let probes = Self { ebpf, slots, trees, counters, calls, logger: Mutex::new(logger) };
+        let (ebpf, logger, samples) = (Mutex::new(ebpf), Mutex::new(logger), Mutex::new(samples));
+        let probes = Self { ebpf, samples, slots, trees, counters, calls, logger };
         probes.self_test()?;
         Ok(probes)
     }
@@ -261,9 +263,41 @@ impl Probes {
     }
 
     /// What the probes tell beside system calls: each family with why it does not, if so.
-    pub fn families(&self) -> [(&'static str, Result<(), Cow<'static, str>>); 2] {
+    pub fn families(&self) -> [(&'static str, Result<(), Cow<'static, str>>); 3] {
         let detail = self.slots.detail();
-        [("scheduling", detail.scheduling.clone()), ("page faults", detail.page_faults.clone())]
+        [
+            ("scheduling", detail.scheduling.clone()),
+            ("page faults", detail.page_faults.clone()),
+            ("profiles", detail.profiles.clone()),
+        ]
+    }
+
+    /// Takes a profile: every CPU's clock strikes `hz` times a second (`1..=1000`) while it is on, and who works for an
+    /// account then leaves a sample. One profile at a time: `None` while another is taken.
+    pub fn profile(&self, hz: u32) -> Result<Option<Profile<'_>>, ProbesError> {
+        if !(1..=1000).contains(&hz) {
+            return Err(ProbesError::Config { name: "hz", value: u64::from(hz), min: 1, max: 1000 });
+        }
+        let Some(samples) = self.samples.try_lock() else { return Ok(None) };
+        if let Err(reason) = &self.slots.detail().profiles {
+            let what = "take a profile".into();
+            return Err(ProbesError::Other { what, message: reason.clone().into_owned() });
+        }
+        let failed = |error| ProbesError::from_program(SAMPLE, error);
+        let mut ebpf = self.ebpf.lock();
+        let program: &mut PerfEvent =
+            ebpf.program_mut(SAMPLE).ok_or_else(|| no_program(SAMPLE))?.try_into().map_err(failed)?;
+        let mut links = Vec::new();
+        for cpu in online_cpus().map_err(|(what, error)| ProbesError::from_io(what, error))? {
+            let event = PerfEventConfig::Software(SoftwareEvent::CpuClock);
+            let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+            let id = program.attach(event, scope, SamplePolicy::Frequency(u64::from(hz)), false).map_err(failed)?;
+            links.push(program.take_link(id).map_err(failed)?);
+        }
+        let mut profile = Profile::new(samples, links);
+        // What a profile before left behind is not this one's.
+        profile.drain(|_| {});
+        Ok(Some(profile))
     }
 
     pub(crate) fn trees(&self) -> Option<&Trees> {
@@ -273,8 +307,10 @@ impl Probes {
     /// How often the kernel left a probe out.
     pub(crate) fn recursion_misses(&self) -> Result<u64, ProbesError> {
         let mut sum = 0;
-        let all = PROGRAMS.iter().chain(&SCHEDULING).chain(&PAGE_FAULTS).map(|(name, _)| name).chain([&MAJOR_FAULT]);
-        for (name, program) in all.filter_map(|name| Some((name, self.ebpf.program(name)?))) {
+        let ebpf = self.ebpf.lock();
+        let all =
+            PROGRAMS.iter().chain(&SCHEDULING).chain(&PAGE_FAULTS).map(|(name, _)| name).chain([&MAJOR_FAULT, &SAMPLE]);
+        for (name, program) in all.filter_map(|name| Some((name, ebpf.program(name)?))) {
             // One of a family that could not be loaded.
             if matches!(program.fd(), Err(ProgramError::NotLoaded)) {
                 continue;
@@ -345,21 +381,25 @@ fn load_maps(object: &[u8], config: &ProbesConfig) -> Result<Ebpf, ProbesError> 
 }
 
 /// Attaches what is good to have. What cannot be had says why, and everything else goes on.
-fn attach_detail(ebpf: &mut Ebpf) -> Detail {
+fn attach_detail(ebpf: &mut Ebpf, wanted: bool) -> Detail {
     let family = |ebpf: &mut Ebpf, programs: &[(&'static str, &'static str)]| {
         programs.iter().try_for_each(|(name, tracepoint)| attach(ebpf, name, tracepoint))
     };
     let because = |what: &str, error: ProbesError| Cow::from(format!("{what} cannot be watched: {error}"));
+    // Loaded now, while the maps are at hand, and attached when a profile is taken.
+    let profiles = load_perf_event(ebpf, SAMPLE).map(drop).map_err(|error| because("profiles", error));
+    if !wanted {
+        let off: Cow<'static, str> = "scheduling is not watched, by configuration".into();
+        return Detail { scheduling: Err(off.clone()), page_faults: Err(off), profiles };
+    }
     let scheduling = family(ebpf, &SCHEDULING).map_err(|error| because("scheduling", error));
     let page_faults = family(ebpf, &PAGE_FAULTS).and_then(|()| attach_major_fault(ebpf));
-    Detail { scheduling, page_faults: page_faults.map_err(|error| because("page faults", error)) }
+    Detail { scheduling, page_faults: page_faults.map_err(|error| because("page faults", error)), profiles }
 }
 
 fn attach_major_fault(ebpf: &mut Ebpf) -> Result<(), ProbesError> {
     let failed = |error| ProbesError::from_program(MAJOR_FAULT, error);
-    let program: &mut PerfEvent =
-        ebpf.program_mut(MAJOR_FAULT).ok_or_else(|| no_program(MAJOR_FAULT))?.try_into().map_err(failed)?;
-    load_patiently(|| program.load()).map_err(failed)?;
+    let program = load_perf_event(ebpf, MAJOR_FAULT)?;
     let cpus = online_cpus().map_err(|(what, error)| ProbesError::from_io(what, error))?;
     for cpu in cpus {
         let event = PerfEventConfig::Software(SoftwareEvent::PageFaultsMaj);
@@ -367,6 +407,13 @@ fn attach_major_fault(ebpf: &mut Ebpf) -> Result<(), ProbesError> {
         program.attach(event, scope, SamplePolicy::Period(1), false).map_err(failed)?;
     }
     Ok(())
+}
+
+fn load_perf_event<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut PerfEvent, ProbesError> {
+    let failed = |error| ProbesError::from_program(name, error);
+    let program: &mut PerfEvent = ebpf.program_mut(name).ok_or_else(|| no_program(name))?.try_into().map_err(failed)?;
+    load_patiently(|| program.load()).map_err(failed)?;
+    Ok(program)
 }
 
 /// The verifier gives up with EAGAIN when a signal comes for the thread, as happens to a program whose children end.

@@ -43,6 +43,7 @@ pub struct Slots {
 pub(crate) struct Detail {
     pub(crate) scheduling: Result<(), Cow<'static, str>>,
     pub(crate) page_faults: Result<(), Cow<'static, str>>,
+    pub(crate) profiles: Result<(), Cow<'static, str>>,
 }
 
 /// What user space keeps for a slot.

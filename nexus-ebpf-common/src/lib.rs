@@ -6,16 +6,18 @@
 
 #![no_std]
 
+mod sample;
 mod sched;
 mod slot;
 mod tree;
 
+pub use sample::{KERNEL_FRAMES_MAX, Owner, SAMPLES_BYTES, Sample, USER_FRAMES_MAX};
 pub use sched::{SchedCounts, SchedState};
 pub use slot::{ENTER_NONE, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord, SyscallStat};
 pub use tree::{MEMBER_ARMED, MEMBER_COUNTING, Member, TREES_MAX, TreeCounts, TreeKey, TreeStat};
 
 /// The version of this ABI. The object exports it under the symbol [`ABI_SYMBOL`].
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The name of the 32-bit constant in the object that holds [`ABI_VERSION`].
 pub const ABI_SYMBOL: &str = "NEXUS_ABI_VERSION";
@@ -55,10 +57,12 @@ pub enum Counter {
     TreeStatsFull = 4,
     /// A field of a `task_struct` could not be read.
     TaskUnreadable = 5,
+    /// `SAMPLES` had no room for another sample.
+    SamplesFull = 6,
 }
 
 /// How many [`Counter`]s there are.
-pub const COUNTERS_MAX: u32 = 6;
+pub const COUNTERS_MAX: u32 = 7;
 
 impl Counter {
     /// All of them, in the order of their index.
@@ -69,6 +73,7 @@ impl Counter {
         Self::MembersFull,
         Self::TreeStatsFull,
         Self::TaskUnreadable,
+        Self::SamplesFull,
     ];
 
     /// The name on the metrics page and in messages.
@@ -80,6 +85,7 @@ impl Counter {
             Self::MembersFull => "members_full",
             Self::TreeStatsFull => "tree_stats_full",
             Self::TaskUnreadable => "task_unreadable",
+            Self::SamplesFull => "samples_full",
         }
     }
 }

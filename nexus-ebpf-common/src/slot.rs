@@ -6,6 +6,7 @@
 
 use core::mem::{offset_of, size_of};
 
+use crate::sample::Owner;
 use crate::sched::{SchedCounts, SchedState};
 
 /// System calls with a number below this have a place of their own in [`Slot::stats`].
@@ -41,6 +42,8 @@ pub struct SlotHeader {
     pub records_len: u32,
     /// Slow calls of this generation that found no room.
     pub lost: u32,
+    /// Whom an odd generation is of. Void in an even one.
+    pub owner: Owner,
     /// How the thread is scheduled.
     pub sched: SchedState,
     /// The generation that [`SlotHeader::counts`] belong to. Another one's are void.
@@ -99,13 +102,13 @@ pub struct Slot {
 }
 
 const _: () = {
-    assert!(size_of::<SlotHeader>() == 152);
+    assert!(size_of::<SlotHeader>() == 184);
     assert!(size_of::<SyscallStat>() == 56);
     assert!(size_of::<SlowRecord>() == 32);
-    assert!(offset_of!(Slot, stats) == 152);
-    assert!(offset_of!(Slot, touched) == 152 + 56 * SYSCALLS_MAX);
-    assert!(offset_of!(Slot, records) == 152 + 58 * SYSCALLS_MAX);
-    assert!(size_of::<Slot>() == 152 + 58 * SYSCALLS_MAX + 32 * RECORDS_MAX);
+    assert!(offset_of!(Slot, stats) == 184);
+    assert!(offset_of!(Slot, touched) == 184 + 56 * SYSCALLS_MAX);
+    assert!(offset_of!(Slot, records) == 184 + 58 * SYSCALLS_MAX);
+    assert!(size_of::<Slot>() == 184 + 58 * SYSCALLS_MAX + 32 * RECORDS_MAX);
     // The kernel rounds values of a mmapped array up to 8 bytes: nothing may be left to round.
     assert!(size_of::<Slot>().is_multiple_of(8));
 };

@@ -10,6 +10,7 @@ mod faults;
 mod maps;
 mod process;
 mod report;
+mod sample;
 mod sched;
 mod syscalls;
 mod trees;

@@ -5,8 +5,10 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
-use nexus_ebpf_common::{CALLS_MAX, COUNTERS_MAX, Member, Slot, TREES_MAX, TreeCounts, TreeKey, TreeStat};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use nexus_ebpf_common::{
+    CALLS_MAX, COUNTERS_MAX, Member, SAMPLES_BYTES, Slot, TREES_MAX, TreeCounts, TreeKey, TreeStat,
+};
 
 /// By thread id: who watches the thread (`TASK_UNTRACKED`, `TASK_TREE`, or slot index + 1). As long as `kernel.pid_max`.
 #[map]
@@ -39,6 +41,10 @@ pub static PROCESS: Array<u32> = Array::with_max_entries(1, 0);
 /// How many there were: `CALLS_PROCESS`, `CALLS_OTHER`.
 #[map]
 pub static CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries(CALLS_MAX, 0);
+
+/// Samples of the profile that is being taken.
+#[map]
+pub static SAMPLES: RingBuf = RingBuf::with_byte_size(SAMPLES_BYTES, 0);
 
 /// What could not be done, by `Counter`.
 #[map]

@@ -11,6 +11,15 @@ use crate::maps::{COUNTERS, LAST_LOG};
 /// at every call.
 const LOG_INTERVAL_NS: u64 = 100_000_000;
 
+/// Counts a failure where it cannot be told in words.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(count) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is to this CPU's value.
+        unsafe { *count += 1 };
+    }
+}
+
 /// Counts a failure, and logs it with a number that says where (a slot's index, a thread's id, a system call).
 #[inline(never)]
 pub fn failed(ctx: &RawTracePointContext, counter: Counter, what: u64) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use nexus_collector::{Account, KernelSource, Ledger, Probes, ProbesConfig, Slots};
+use nexus_collector::{Account, KernelSource, Ledger, Owner, Probes, ProbesConfig, Slots};
 use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
 use nexus_core::mark::{Marker, Unmarked};
 
@@ -39,11 +39,16 @@ impl Kernel {
         (account.mode, account.reason)
     }
 
-    /// A new account for one invocation.
-    pub fn account(&self, started: Instant) -> Watch {
+    /// The probes, if there are any.
+    pub fn probes(&self) -> Option<&Probes> {
+        self.probes.as_ref()
+    }
+
+    /// A new account for one invocation; `owner` says whose, in profiles.
+    pub fn account(&self, started: Instant, owner: Owner) -> Watch {
         match &self.source {
             KernelSource::Off(reason) => Watch::Off(reason.clone()),
-            source => Watch::On(Account::new(source, started)),
+            source => Watch::On(Account::of(source, started, owner)),
         }
     }
 

@@ -25,6 +25,7 @@ use nexus_log::{Commit, Receipt, Storage, StorageError};
 use crate::catalog::{Catalog, Entry};
 use crate::kernel::Kernel;
 use crate::output;
+use crate::profile;
 use crate::telemetry::{Telemetry, spans};
 
 /// How long an outcome that storage will not take now is held and offered again, before the event is left to be
@@ -113,7 +114,9 @@ impl Line {
                 cold = ready.cold;
                 started_at = self.clock.now();
                 let started = Instant::now();
-                let watch = self.kernel.account(started);
+                let trace = delivery.record.entry.trace.at(spans::invoke_span(invocation_id));
+                let name = &delivery.entry.function.name;
+                let watch = self.kernel.account(started, profile::owner(name, delivery.version.version, &trace));
                 let invocation = self.invocation(&delivery, invocation_id, started, watch.marker());
                 finished = ready.loaded.invoke(invocation).await;
                 if finished.left_behind {

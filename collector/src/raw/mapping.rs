@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU16, AtomicU32, AtomicU64};
 use std::{io, slice};
 
 use nexus_ebpf_common::{
-    RECORDS_MAX, SYSCALLS_MAX, SchedCounts, SchedState, Slot, SlotHeader, SlowRecord, SyscallStat,
+    Owner, RECORDS_MAX, SYSCALLS_MAX, SchedCounts, SchedState, Slot, SlotHeader, SlowRecord, SyscallStat,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -67,6 +67,7 @@ pub(crate) struct SlotCells {
     pub(crate) touched_len: AtomicU32,
     pub(crate) records_len: AtomicU32,
     pub(crate) lost: AtomicU32,
+    pub(crate) owner: [AtomicU64; 4],
     pub(crate) sched: SchedStateCells,
     pub(crate) counts_generation: AtomicU64,
     pub(crate) counts: SchedCells,
@@ -86,6 +87,8 @@ const _: () = {
     assert!(offset_of!(SlotCells, lost) == offset_of!(SlotHeader, lost));
     assert!(size_of::<SchedStateCells>() == size_of::<SchedState>());
     assert!(size_of::<SchedCells>() == size_of::<SchedCounts>());
+    assert!(size_of::<[AtomicU64; 4]>() == size_of::<Owner>());
+    assert!(offset_of!(SlotCells, owner) == offset_of!(SlotHeader, owner));
     assert!(offset_of!(SlotCells, sched) == offset_of!(SlotHeader, sched));
     assert!(offset_of!(SlotCells, counts_generation) == offset_of!(SlotHeader, counts_generation));
     assert!(offset_of!(SlotCells, counts) == offset_of!(SlotHeader, counts));

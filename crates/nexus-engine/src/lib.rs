@@ -17,7 +17,7 @@ mod worlds;
 pub use engine::{Engine, EngineConfig, Profile};
 pub use invoke::{Answer, Finished, HttpRequest, Invocation, Request};
 pub use kind::Rejected;
-pub use worlds::Loaded;
+pub use worlds::{Code, Loaded};
 
 /// Why the engine could not do what was asked; the host's fault, never the guest's.
 #[derive(Debug, thiserror::Error)]

@@ -42,6 +42,24 @@ pub struct Loaded {
     pub(crate) world: World,
 }
 
+/// One function of a guest's code in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// Its first address.
+    pub start: u64,
+    /// The address behind its last.
+    pub end: u64,
+    /// Its name from the component's name section, as it stands there; its number where it has none.
+    pub name: String,
+}
+
+fn of_component<T>(
+    component: &Component,
+    collect: impl FnOnce(&[u8], &mut dyn Iterator<Item = wasmtime::ModuleFunction>) -> T,
+) -> T {
+    collect(component.text(), &mut component.functions())
+}
+
 pub(crate) enum World {
     Http(ProxyPre<Host>),
     Cli(CommandPre<Host>),
@@ -57,6 +75,39 @@ impl Loaded {
             World::Cli(_) => FunctionKind::WasiCli,
             World::Nexus { .. } => FunctionKind::NexusFunction,
             World::Preview1(_) => FunctionKind::Preview1,
+        }
+    }
+
+    /// The function's own code, as it lies in memory for as long as this does: by address, without gaps. What the compiler
+    /// put between functions, to call in and out, is there as `[trampoline]`.
+    pub fn code(&self) -> Vec<Code> {
+        let collect = |text: &[u8], functions: &mut dyn Iterator<Item = wasmtime::ModuleFunction>| {
+            let base = text.as_ptr() as u64;
+            let code = |f: wasmtime::ModuleFunction| Code {
+                start: base + f.offset as u64,
+                end: base + (f.offset + f.len) as u64,
+                name: f.name.unwrap_or_else(|| format!("wasm function {}", f.index.as_u32())),
+            };
+            let mut functions: Vec<Code> = functions.map(code).collect();
+            functions.sort_by_key(|code| code.start);
+            let mut all = Vec::with_capacity(2 * functions.len() + 1);
+            let mut end = base;
+            let gap = |start, end| Code { start, end, name: "[trampoline]".into() };
+            for function in functions {
+                if function.start > end {
+                    all.push(gap(end, function.start));
+                }
+                end = function.end;
+                all.push(function);
+            }
+            all.push(gap(end, base + text.len() as u64));
+            all
+        };
+        match &self.world {
+            World::Http(pre) => of_component(pre.instance_pre().component(), collect),
+            World::Cli(pre) => of_component(pre.instance_pre().component(), collect),
+            World::Nexus { pre, .. } => of_component(pre.component(), collect),
+            World::Preview1(pre) => collect(pre.module().text(), &mut pre.module().functions()),
         }
     }
 

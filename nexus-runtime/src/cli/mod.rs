@@ -9,6 +9,7 @@ mod functions;
 mod logs;
 mod new;
 mod observe;
+mod profile;
 mod replay;
 mod send;
 mod serve;
@@ -141,6 +142,10 @@ enum Command {
         after_help = "Examples:\n  nexus replay ID --mode live\n  nexus replay ID --mode live --function order-check@1"
     )]
     Replay(replay::ReplayArgs),
+    /// Takes a profile of a function: where its time on the CPU goes, in its own code, the host's and the kernel's
+    #[command(after_help = "Examples:\n  nexus profile order-check --seconds 30\n  \
+                            nexus profile order-check -o order-check.pb.gz && go tool pprof -top order-check.pb.gz")]
+    Profile(profile::ProfileArgs),
     /// Prints what functions wrote
     #[command(after_help = "Examples:\n  nexus logs --event ID\n  nexus logs --follow")]
     Logs(logs::LogsArgs),
@@ -203,6 +208,7 @@ async fn run_client(command: Command, global: Global) -> Done {
         Command::Events(args) => events::run(args, &client).await,
         Command::Trace(args) => trace::run(args, &client).await,
         Command::Replay(args) => replay::run(args, &client).await,
+        Command::Profile(args) => profile::run(args, &client).await,
         Command::Logs(args) => logs::run(args, &client).await,
         Command::Doctor(args) => doctor::run(args, &client).await,
         Command::Dev(_) | Command::Serve(_) | Command::Observe(_) | Command::Build { .. } | Command::New(_) => {

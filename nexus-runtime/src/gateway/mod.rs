@@ -12,6 +12,7 @@ mod jaeger;
 mod logs;
 mod pages;
 mod problem;
+mod profiles;
 mod replays;
 mod traces;
 mod views;
@@ -71,6 +72,7 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/functions/{name}", put(functions::deploy).get(functions::get).delete(functions::delete))
         .route("/v1/functions/{name}/config", put(functions::configure))
         .route("/v1/functions/{name}/versions", get(functions::versions))
+        .route("/v1/functions/{name}/profile", get(profiles::take))
         .route("/v1/invocations/{id}", get(events::invocation))
         .route("/v1/replays", post(replays::start).get(replays::list))
         .route("/v1/replays/{id}", get(replays::get).delete(replays::abort))

@@ -1,0 +1,105 @@
+//! `/v1/functions/{name}/profile`: takes a profile and answers with it.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use nexus_core::ids::FunctionName;
+use serde::Deserialize;
+
+use super::Shared;
+use super::extract::{Path, Query};
+use super::problem::Problem;
+use crate::profile::{self, ProfileError, Profiled};
+
+/// The longest profile that one request takes.
+const SECONDS_MAX: u64 = 300;
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    #[default]
+    Pprof,
+    Folded,
+    Svg,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    #[serde(default = "default_seconds")]
+    seconds: u64,
+    #[serde(default = "default_hz")]
+    hz: u32,
+    #[serde(default)]
+    format: Format,
+}
+
+fn default_seconds() -> u64 {
+    10
+}
+
+/// Not a round number, so that it does not keep step with what happens at round ones.
+fn default_hz() -> u32 {
+    99
+}
+
+pub async fn take(
+    State(gateway): State<Shared>,
+    Path(name): Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Response, Problem> {
+    let name: FunctionName = name.parse()?;
+    let Wanted { seconds, hz, format } = wanted;
+    if !(1..=SECONDS_MAX).contains(&seconds) || !(1..=1000).contains(&hz) {
+        let detail = format!("`seconds` must be 1 to {SECONDS_MAX}, `hz` 1 to 1000; they are {seconds} and {hz}");
+        return Err(Problem::bad_request("invalid-query", detail));
+    }
+    let view = gateway.line.catalog.view();
+    let entry = view.get(&name).cloned().ok_or_else(|| Problem::not_found("function", &name))?;
+    let mut versions = Vec::new();
+    for version in &entry.function.versions {
+        // Of an old version that cannot be loaded nothing runs either.
+        match gateway.line.catalog.ready(&entry, version).await {
+            Ok(ready) => versions.push(Profiled { version: version.version, loaded: ready.loaded }),
+            Err(error) => tracing::debug!(%name, version = version.version.0, %error, "not in the profile"),
+        }
+    }
+    let (kernel, stop) = (gateway.line.kernel.clone(), gateway.stop.clone());
+    let taken = tokio::task::spawn_blocking(move || {
+        let mut taken = profile::take(&kernel, &name, &versions, hz, Duration::from_secs(seconds), &stop)?;
+        if taken.samples() == 0 && matches!(format, Format::Svg) {
+            return Ok(None);
+        }
+        let failed = |e: std::io::Error| ProfileError::Draw(e.to_string());
+        Ok::<_, ProfileError>(Some(match format {
+            Format::Pprof => ("application/octet-stream", taken.pprof().map_err(failed)?),
+            Format::Folded => ("text/plain; charset=utf-8", taken.folded().into_bytes()),
+            Format::Svg => ("image/svg+xml", taken.svg()?),
+        }))
+    });
+    match taken.await {
+        Ok(Ok(Some((kind, body)))) => Ok(([(header::CONTENT_TYPE, kind)], body).into_response()),
+        Ok(Ok(None)) => {
+            let detail =
+                format!("the function was never on a CPU in these {seconds} s; call it meanwhile, or ask for longer");
+            Err(Problem::new(StatusCode::NOT_FOUND, "no-samples", detail))
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(panicked) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", panicked.to_string())),
+    }
+}
+
+impl From<ProfileError> for Problem {
+    fn from(error: ProfileError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ProfileError::Off(_) => Self::new(StatusCode::CONFLICT, "not-watched", detail),
+            ProfileError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(5),
+            ProfileError::Probes(_) | ProfileError::Draw(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "profile", detail)
+            }
+        }
+    }
+}
