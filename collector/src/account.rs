@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nexus_core::kernel::{KernelAccount, KernelMode, PageFaults, SlowSyscall, SyscallStats};
 use nexus_ebpf_common::Owner;
@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::mark::{self, Sched};
 use crate::names::slot_syscall_name;
+use crate::raw::ticks;
 use crate::slots::{Detail, Slots};
 
 /// Slow calls that an account keeps. More are counted as lost.
@@ -43,10 +44,12 @@ pub struct Account {
 struct Time {
     /// Threads that are in a marked section now.
     working: AtomicU32,
-    /// When the last one left; the account's start before the first came.
-    left_ns: AtomicU64,
-    waited_ns: AtomicU64,
-    worked_ns: AtomicU64,
+    /// When the last one left, in ticks of the clock of marks; when the account was made, before the first came.
+    left: AtomicU64,
+    waited: AtomicU64,
+    worked: AtomicU64,
+    /// From the account's start until it was made.
+    before_ns: u64,
 }
 
 #[derive(Debug, Default)]
@@ -75,16 +78,19 @@ impl Account {
 
     /// An account for an invocation that started at `started`; `owner` says in profiles whose it is.
     pub fn of(source: &KernelSource, started: Instant, owner: Owner) -> Arc<Self> {
-        let started_ns = match source {
-            KernelSource::Probes(slots) => slots.monotonic_ns(started),
-            KernelSource::Off(_) => 0,
+        let (started_ns, time) = match source {
+            KernelSource::Probes(slots) => {
+                let before_ns = nanos(started.elapsed());
+                (slots.monotonic_ns(started), Time { left: AtomicU64::new(ticks()), before_ns, ..Time::default() })
+            }
+            KernelSource::Off(_) => (0, Time::default()),
         };
         Arc::new(Self {
             source: source.clone(),
             owner: zerocopy::transmute!(owner),
             started_ns,
             missed: AtomicBool::new(false),
-            time: Time { left_ns: AtomicU64::new(started_ns), ..Time::default() },
+            time,
             tally: Mutex::new(Tally::default()),
         })
     }
@@ -116,15 +122,16 @@ impl Account {
                 .is_ok()
                 .then(|| tally.stats.iter().filter_map(|(_, stats)| stats.on_cpu_ns()).sum()),
             syscalls: Some(tally.stats.iter().map(|(nr, stats)| (slot_syscall_name(*nr), *stats)).collect()),
-            ..scheduled(slots.detail(), &tally.sched, self.time.worked_ns.load(Ordering::Relaxed))
+            ..scheduled(slots.detail(), &tally.sched, slots.ns_of(self.time.worked.load(Ordering::Relaxed)))
         };
         if let (Some(on_cpu), Some(run_queue), Some(off_cpu)) =
             (account.on_cpu_ns, account.run_queue_ns, account.off_cpu_ns)
         {
-            let ended_ns = slots.monotonic_ns(ended);
-            let last = ended_ns.saturating_sub(self.time.left_ns.load(Ordering::Relaxed));
-            let waiting = self.time.waited_ns.load(Ordering::Relaxed) + last;
-            let duration = ended_ns.saturating_sub(self.started_ns);
+            let since_ended = nanos(ended.elapsed());
+            let last = slots.ns_of(ticks().saturating_sub(self.time.left.load(Ordering::Relaxed)));
+            let waited = slots.ns_of(self.time.waited.load(Ordering::Relaxed));
+            let waiting = (self.time.before_ns + waited + last).saturating_sub(since_ended);
+            let duration = slots.monotonic_ns(ended).saturating_sub(self.started_ns);
             account.waiting_ns = Some(waiting);
             account.residual_ns = Some(duration as i64 - (on_cpu + run_queue + off_cpu + waiting) as i64);
         }
@@ -155,18 +162,18 @@ impl Account {
 
     /// A thread begins to work for the account.
     #[inline]
-    pub(crate) fn comes(&self, now_ns: u64) {
+    pub(crate) fn comes(&self, now: u64) {
         if self.time.working.fetch_add(1, Ordering::AcqRel) == 0 {
-            let waited = now_ns.saturating_sub(self.time.left_ns.load(Ordering::Relaxed));
-            self.time.waited_ns.fetch_add(waited, Ordering::Relaxed);
+            let waited = now.saturating_sub(self.time.left.load(Ordering::Relaxed));
+            self.time.waited.fetch_add(waited, Ordering::Relaxed);
         }
     }
 
     /// It ends to, and had worked for it for so long.
     #[inline]
-    pub(crate) fn goes(&self, now_ns: u64, worked_ns: u64) {
-        self.time.worked_ns.fetch_add(worked_ns, Ordering::Relaxed);
-        self.time.left_ns.store(now_ns, Ordering::Relaxed);
+    pub(crate) fn goes(&self, now: u64, worked: u64) {
+        self.time.worked.fetch_add(worked, Ordering::Relaxed);
+        self.time.left.store(now, Ordering::Relaxed);
         self.time.working.fetch_sub(1, Ordering::AcqRel);
     }
 
@@ -194,6 +201,10 @@ impl Account {
             }
         }
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// An account's scheduling, of threads that worked `worked_ns` for it on their CPUs and off them, as far as it is watched.

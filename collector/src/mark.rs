@@ -14,11 +14,11 @@ use nexus_ebpf_common::{RECORDS_MAX, SYSCALLS_MAX, SchedCounts};
 
 use crate::account::{Account, SlowCall};
 use crate::error::SlotsFull;
-use crate::raw::SlotCells;
-use crate::slots::{Slots, clear, now_ns, touched};
+use crate::raw::{SlotCells, ticks};
+use crate::slots::{Slots, clear, touched};
 
 thread_local! {
-    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { registration: None, depth: 0, inner_ns: 0, owner: [0; 4] }) };
+    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { registration: None, depth: 0, inner: 0, owner: [0; 4] }) };
 }
 
 /// What a thread knows of its slot.
@@ -26,8 +26,8 @@ struct Thread {
     registration: Option<Registration>,
     /// How many marks are in force, one in another.
     depth: u32,
-    /// The time that marks within the current one took.
-    inner_ns: u64,
+    /// The time that marks within the current one took, in [`ticks`].
+    inner: u64,
     /// Whom the current mark is of.
     owner: [u64; 4],
 }
@@ -167,9 +167,9 @@ struct Outer {
     slow_from: u16,
     lost: u64,
     sched: Sched,
-    /// When this mark began; 0 where time is not asked for.
-    began_ns: u64,
-    inner_ns: u64,
+    /// When this mark began, by [`ticks`]; 0 where time is not asked for.
+    began: u64,
+    inner: u64,
     owner: [u64; 4],
 }
 
@@ -226,8 +226,8 @@ impl Thread {
             slow_from: stash.slow.len() as u16,
             lost: std::mem::take(&mut stash.lost),
             sched: std::mem::take(&mut stash.sched),
-            began_ns: 0,
-            inner_ns: std::mem::take(&mut self.inner_ns),
+            began: 0,
+            inner: std::mem::take(&mut self.inner),
             owner: [0; 4],
         };
         if self.depth > 0 {
@@ -238,13 +238,13 @@ impl Thread {
         outer.owner = std::mem::replace(&mut self.owner, *account.owner());
         set_side(slot, Side::Account);
         if slots.detail().scheduling.is_ok() {
-            outer.began_ns = now_ns();
+            outer.began = ticks();
             // Time that the thread was away between the two must not count, or count on both sides.
             while slot.counts_generation.load(Ordering::Relaxed) == slot.generation.load(Ordering::Relaxed) {
                 set_side(slot, Side::Account);
-                outer.began_ns = now_ns();
+                outer.began = ticks();
             }
-            account.comes(outer.began_ns);
+            account.comes(outer.began);
         }
         State::Counting(outer)
     }
@@ -257,12 +257,12 @@ impl Thread {
         let slot = slots.slot(*index);
         self.depth -= 1;
         stash.harvest(slots, *index);
-        let mut ended_ns = 0;
-        if outer.began_ns != 0 {
+        let mut ended = 0;
+        if outer.began != 0 {
             // As at the begin: what the scheduler says and the clock must be of one moment.
             loop {
                 let sched = Sched::of(slot);
-                ended_ns = now_ns();
+                ended = ticks();
                 compiler_fence(Ordering::SeqCst);
                 if Sched::of(slot).switches == sched.switches {
                     stash.sched.add(&sched);
@@ -277,10 +277,10 @@ impl Thread {
         }
         stash.lost = outer.lost;
         stash.sched = outer.sched;
-        if outer.began_ns != 0 {
-            let took_ns = ended_ns.saturating_sub(outer.began_ns);
-            account.goes(ended_ns, took_ns.saturating_sub(self.inner_ns));
-            self.inner_ns = outer.inner_ns + took_ns;
+        if outer.began != 0 {
+            let took = ended.saturating_sub(outer.began);
+            account.goes(ended, took.saturating_sub(self.inner));
+            self.inner = outer.inner + took;
         }
         self.owner = outer.owner;
         if self.depth > 0 {

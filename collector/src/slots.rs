@@ -13,12 +13,11 @@ use std::time::Instant;
 use nexus_core::kernel::SyscallStats;
 use nexus_ebpf_common::{ENTER_NONE, SYSCALLS_MAX, TASK_UNTRACKED};
 use parking_lot::Mutex;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::SlotsFull;
 use crate::mark;
 use crate::names::slot_syscall_name;
-use crate::raw::{SlotCells, SlotMap, StatCells};
+use crate::raw::{Rate, SlotCells, SlotMap, StatCells, monotonic_ns};
 use crate::tasks::Tasks;
 
 /// The slots of all threads of this process.
@@ -36,6 +35,7 @@ pub struct Slots {
     attached: AtomicBool,
     /// The same moment on both clocks. The probes' is the monotonic clock, which is also what `Instant` reads.
     epoch: (Instant, u64),
+    rate: Rate,
 }
 
 /// What the probes tell beside system calls, or why they do not.
@@ -74,7 +74,8 @@ impl Slots {
             attributed: (0..threads_max).map(|_| AtomicU64::new(0)).collect(),
             detail,
             attached: AtomicBool::new(true),
-            epoch: (Instant::now(), now_ns()),
+            epoch: (Instant::now(), monotonic_ns()),
+            rate: Rate::begin(),
         }
     }
 
@@ -166,6 +167,11 @@ impl Slots {
         }
     }
 
+    /// Time of a difference of the clock of marks.
+    pub(crate) fn ns_of(&self, ticks: u64) -> u64 {
+        (ticks as f64 / self.rate.ticks_per_ns()) as u64
+    }
+
     pub(crate) fn slot(&self, index: u32) -> &SlotCells {
         &self.map.slots()[index as usize]
     }
@@ -236,13 +242,6 @@ impl Slots {
             slot.generation.store(generation + 2, Ordering::Release);
         }
     }
-}
-
-/// Now on the monotonic clock, which is the probes' too, in nanoseconds.
-#[inline]
-pub(crate) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 /// Forgets what a slot says of its generation.
