@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::mark::{self, Sched};
 use crate::names::slot_syscall_name;
 use crate::raw::ticks;
-use crate::slots::{Detail, Slots};
+use crate::slots::{Detail, Level, Slots, Watched};
 
 /// Slow calls that an account keeps. More are counted as lost.
 pub const SLOW_CALLS_MAX: usize = 256;
@@ -34,6 +34,8 @@ pub struct Account {
     source: KernelSource,
     owner: [u64; 4],
     started_ns: u64,
+    /// What was watched when it began.
+    watched: Watched,
     missed: AtomicBool,
     time: Time,
     tally: Mutex<Tally>,
@@ -78,17 +80,22 @@ impl Account {
 
     /// An account for an invocation that started at `started`; `owner` says in profiles whose it is.
     pub fn of(source: &KernelSource, started: Instant, owner: Owner) -> Arc<Self> {
-        let (started_ns, time) = match source {
+        let (started_ns, watched, time) = match source {
             KernelSource::Probes(slots) => {
+                let watched = slots.watched();
                 let before_ns = nanos(started.elapsed());
-                (slots.monotonic_ns(started), Time { left: AtomicU64::new(ticks()), before_ns, ..Time::default() })
+                let time = Time { left: AtomicU64::new(ticks()), before_ns, ..Time::default() };
+                (slots.monotonic_ns(started), watched, time)
             }
-            KernelSource::Off(_) => (0, Time::default()),
+            KernelSource::Off(reason) => {
+                (0, Watched { level: Level::Off, reason: reason.clone(), change: 0 }, Time::default())
+            }
         };
         Arc::new(Self {
             source: source.clone(),
             owner: zerocopy::transmute!(owner),
             started_ns,
+            watched,
             missed: AtomicBool::new(false),
             time,
             tally: Mutex::new(Tally::default()),
@@ -109,20 +116,28 @@ impl Account {
     pub fn snapshot(&self, ended: Instant) -> (KernelAccount, Vec<SlowSyscall>) {
         let slots = match &self.source {
             KernelSource::Off(reason) => return (KernelAccount::off(reason.clone()), Vec::new()),
+            KernelSource::Probes(_) if self.watched.level == Level::Off => {
+                return (KernelAccount::off(self.watched.reason.clone()), Vec::new());
+            }
             KernelSource::Probes(slots) => slots,
         };
+        let mut detail = slots.detail().clone();
+        if self.watched.level == Level::Counts {
+            (detail.scheduling, detail.page_faults) =
+                (Err(self.watched.reason.clone()), Err(self.watched.reason.clone()));
+        }
         let tally = self.tally.lock();
-        let missed = self.missed.load(Ordering::Relaxed) || !slots.is_attached();
+        let changed = slots.changes() != self.watched.change;
+        let missed = self.missed.load(Ordering::Relaxed) || !slots.is_attached() || changed;
         let mut account = KernelAccount {
             complete: Some(!missed && tally.lost == 0),
             lost: Some(tally.lost),
-            system_ns: slots
-                .detail()
+            system_ns: detail
                 .scheduling
                 .is_ok()
                 .then(|| tally.stats.iter().filter_map(|(_, stats)| stats.on_cpu_ns()).sum()),
             syscalls: Some(tally.stats.iter().map(|(nr, stats)| (slot_syscall_name(*nr), *stats)).collect()),
-            ..scheduled(slots.detail(), &tally.sched, slots.ns_of(self.time.worked.load(Ordering::Relaxed)))
+            ..scheduled(&detail, &tally.sched, slots.ns_of(self.time.worked.load(Ordering::Relaxed)))
         };
         if let (Some(on_cpu), Some(run_queue), Some(off_cpu)) =
             (account.on_cpu_ns, account.run_queue_ns, account.off_cpu_ns)

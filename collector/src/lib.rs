@@ -5,6 +5,7 @@
 //! ([`Slots::runtime_totals`]). [`observe::run`] counts any program by its process tree. [`probe_status`] says what works.
 
 mod account;
+mod attach;
 mod btf;
 mod embedded;
 mod error;
@@ -28,6 +29,6 @@ pub use names::syscall_name;
 pub use nexus_ebpf_common::{ABI_SYMBOL, ABI_VERSION, Owner};
 pub use probes::{Ledger, Probes, ProbesConfig};
 pub use profile::{Profile, Stacks};
-pub use slots::Slots;
+pub use slots::{Level, Slots};
 pub use status::probe_status;
 pub use tracked::Tracked;

@@ -133,6 +133,7 @@ pub(crate) fn unregister(slots: &Arc<Slots>) {
 pub(crate) fn begin(account: &Account) -> Mark<'_> {
     let state = match account.slots() {
         None => State::Off,
+        Some(slots) if !slots.is_watched() => State::Off,
         Some(slots) => THREAD
             .try_with(|thread| {
                 thread.try_borrow_mut().map_or(State::Unwatched, |mut thread| thread.begin(slots, account))
@@ -237,7 +238,7 @@ impl Thread {
         write_owner(slot, account.owner());
         outer.owner = std::mem::replace(&mut self.owner, *account.owner());
         set_side(slot, Side::Account);
-        if slots.detail().scheduling.is_ok() {
+        if slots.is_scheduling_watched() {
             outer.began = ticks();
             // Time that the thread was away between the two must not count, or count on both sides.
             while slot.counts_generation.load(Ordering::Relaxed) == slot.generation.load(Ordering::Relaxed) {
@@ -329,7 +330,7 @@ impl Stash {
     fn harvest_calls(&mut self, slots: &Slots, index: u32) {
         let slot = slots.slot(index);
         let mut calls = 0;
-        for entry in touched(slot, slot.generation.load(Ordering::Relaxed), slots.detail().scheduling.is_ok()) {
+        for entry in touched(slot, slot.generation.load(Ordering::Relaxed), slots.is_scheduling_watched()) {
             // Full only when marks nest and every one makes a hundred different calls.
             if self.stats.len() == self.stats.capacity() {
                 self.lost += entry.1.count;

@@ -230,10 +230,14 @@ impl Trees {
         ids: Array<MapData, u32>,
         counts: PerCpuArray<MapData, CountsBytes>,
         stats: PerCpuHashMap<MapData, [u8; 8], StatBytes>,
-        detail: Detail,
     ) -> Self {
         let maps = Maps { members, ids, counts, stats, last_id: 0, live: Vec::new() };
-        Self { tasks, detail, maps: Mutex::new(maps) }
+        Self { tasks, detail: Detail::unknown(), maps: Mutex::new(maps) }
+    }
+
+    /// Says what is watched beside system calls.
+    pub(crate) fn set_detail(&mut self, detail: Detail) {
+        self.detail = detail;
     }
 
     fn begin(&self) -> Result<TreeGuard<'_>, ObserveError> {

@@ -3,14 +3,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
-use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
-use aya::programs::{PerfEvent, ProgramError, RawTracePoint};
-use aya::util::online_cpus;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use nexus_ebpf_common::{CALLS_OTHER, CALLS_PROCESS, Counter};
@@ -18,47 +15,22 @@ use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getppid, getrlimit, setrlimit};
 
 use crate::account::{Account, KernelSource};
+use crate::attach::{Programs, load_whoami};
 use crate::btf;
 use crate::embedded;
 use crate::error::ProbesError;
 use crate::messages::TracingLog;
 use crate::observe::{CountsBytes, MemberBytes, StatBytes, Trees};
 use crate::profile::Profile;
-use crate::raw::{self, SlotMap};
-use crate::slots::{Detail, Slots};
+use crate::raw::SlotMap;
+use crate::slots::{Level, Slots};
 use crate::tasks::Tasks;
-
-/// The probes that there must be, and the tracepoints that they attach to. The order is that of attaching: who joins a tree
-/// before who counts.
-const PROGRAMS: [(&str, &str); 5] = [
-    ("nexus_fork", "sched_process_fork"),
-    ("nexus_exec", "sched_process_exec"),
-    ("nexus_exit", "sched_process_exit"),
-    ("nexus_sys_exit", "sys_exit"),
-    ("nexus_sys_enter", "sys_enter"),
-];
-
-/// The family that watches scheduling.
-const SCHEDULING: [(&str, &str); 2] = [("nexus_sched_wakeup", "sched_wakeup"), ("nexus_sched_switch", "sched_switch")];
-
-/// The family that counts page faults, beside [`MAJOR_FAULT`].
-const PAGE_FAULTS: [(&str, &str); 2] =
-    [("nexus_page_fault_kernel", "page_fault_kernel"), ("nexus_page_fault_user", "page_fault_user")];
-
-/// The probe of the software event of page faults that need the disk.
-const MAJOR_FAULT: &str = "nexus_major_fault";
-
-/// The probe of the CPUs' clocks, attached while a profile is taken.
-const SAMPLE: &str = "nexus_sample";
 
 /// The kernel's description of its types.
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// Inode of the first PID namespace, the same on every machine.
 const INIT_PID_NAMESPACE: &str = "pid:[4026531836]";
-
-/// How often a program is offered to the kernel while signals interrupt it.
-const LOAD_ATTEMPTS: usize = 100;
 
 /// How often the ledger is read for a reading that nothing moved under.
 const LEDGER_READINGS: usize = 5;
@@ -128,7 +100,7 @@ pub struct Ledger {
 
 /// The attached probes. Dropping them detaches them; accounts are incomplete from then on.
 pub struct Probes {
-    ebpf: Mutex<Ebpf>,
+    programs: Mutex<Programs>,
     samples: Mutex<RingBuf<MapData>>,
     slots: Arc<Slots>,
     trees: Option<Trees>,
@@ -181,18 +153,18 @@ impl Probes {
             message: error.to_string(),
         })?;
 
-        let detail = attach_detail(&mut ebpf, config.scheduling);
-        let trees =
-            if config.observe { Some(take_trees(&mut ebpf, Arc::clone(&tasks), detail.clone())?) } else { None };
-        let slots = Arc::new(Slots::new(map, tasks, slow_ns, detail));
-        for (name, tracepoint) in PROGRAMS {
-            attach(&mut ebpf, name, tracepoint)?;
+        let mut trees = if config.observe { Some(take_trees(&mut ebpf, Arc::clone(&tasks))?) } else { None };
+        let (mut programs, detail) = Programs::load(ebpf, config.scheduling)?;
+        programs.set_level(Level::Full, &detail)?;
+        if let Some(trees) = &mut trees {
+            trees.set_detail(detail.clone());
         }
+        let slots = Arc::new(Slots::new(map, tasks, slow_ns, detail));
         process.set(0, tgid, 0).map_err(|error| ProbesError::from_map("name this process to the probes", error))?;
         // The programs hold the map of the slots from here on, as does the mapping.
         drop(slots_data);
-        let (ebpf, logger, samples) = (Mutex::new(ebpf), Mutex::new(logger), Mutex::new(samples));
-        let probes = Self { ebpf, samples, slots, trees, counters, calls, logger };
+        let (programs, logger, samples) = (Mutex::new(programs), Mutex::new(logger), Mutex::new(samples));
+        let probes = Self { programs, samples, slots, trees, counters, calls, logger };
         probes.self_test()?;
         Ok(probes)
     }
@@ -272,6 +244,31 @@ impl Probes {
         ]
     }
 
+    /// Watches less from now on, or more again. `reason` says why it is not [`Level::Full`], in every account from now on; an
+    /// account that is open meanwhile is incomplete, and says so.
+    ///
+    /// Process trees that are observed meanwhile are not: they miss what is not watched.
+    pub fn set_level(&self, level: Level, reason: &str) -> Result<(), ProbesError> {
+        let mut programs = self.programs.lock();
+        let before = self.slots.watched().level;
+        // Attaching takes milliseconds, in which invocations begin and end. What an account says it watched was watched from
+        // its begin to its end: less is said before it is so, more only after.
+        if level > before {
+            self.slots.forget_state(before == Level::Off);
+            programs.set_level(level, self.slots.detail())?;
+            self.slots.set_level(level, reason);
+        } else {
+            self.slots.set_level(level, reason);
+            programs.set_level(level, self.slots.detail())?;
+        }
+        Ok(())
+    }
+
+    /// How much is watched now.
+    pub fn level(&self) -> Level {
+        self.slots.watched().level
+    }
+
     /// Takes a profile: every CPU's clock strikes `hz` times a second (`1..=1000`) while it is on, and who works for an
     /// account then leaves a sample. One profile at a time: `None` while another is taken.
     pub fn profile(&self, hz: u32) -> Result<Option<Profile<'_>>, ProbesError> {
@@ -283,17 +280,7 @@ impl Probes {
             let what = "take a profile".into();
             return Err(ProbesError::Other { what, message: reason.clone().into_owned() });
         }
-        let failed = |error| ProbesError::from_program(SAMPLE, error);
-        let mut ebpf = self.ebpf.lock();
-        let program: &mut PerfEvent =
-            ebpf.program_mut(SAMPLE).ok_or_else(|| no_program(SAMPLE))?.try_into().map_err(failed)?;
-        let mut links = Vec::new();
-        for cpu in online_cpus().map_err(|(what, error)| ProbesError::from_io(what, error))? {
-            let event = PerfEventConfig::Software(SoftwareEvent::CpuClock);
-            let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-            let id = program.attach(event, scope, SamplePolicy::Frequency(u64::from(hz)), false).map_err(failed)?;
-            links.push(program.take_link(id).map_err(failed)?);
-        }
+        let links = self.programs.lock().attach_sample(hz)?;
         let mut profile = Profile::new(samples, links);
         // What a profile before left behind is not this one's.
         profile.drain(|_| {});
@@ -306,20 +293,7 @@ impl Probes {
 
     /// How often the kernel left a probe out.
     pub(crate) fn recursion_misses(&self) -> Result<u64, ProbesError> {
-        let mut sum = 0;
-        let ebpf = self.ebpf.lock();
-        let all =
-            PROGRAMS.iter().chain(&SCHEDULING).chain(&PAGE_FAULTS).map(|(name, _)| name).chain([&MAJOR_FAULT, &SAMPLE]);
-        for (name, program) in all.filter_map(|name| Some((name, ebpf.program(name)?))) {
-            // One of a family that could not be loaded.
-            if matches!(program.fd(), Err(ProgramError::NotLoaded)) {
-                continue;
-            }
-            let failed = |message: String| ProbesError::Other { what: format!("ask the kernel about {name}"), message };
-            let fd = program.fd().map_err(|error| failed(error.to_string()))?;
-            sum += raw::recursion_misses(fd).map_err(|error| failed(error.to_string()))?;
-        }
-        Ok(sum)
+        self.programs.lock().recursion_misses()
     }
 
     fn self_test(&self) -> Result<(), ProbesError> {
@@ -380,86 +354,12 @@ fn load_maps(object: &[u8], config: &ProbesConfig) -> Result<Ebpf, ProbesError> 
         .map_err(ProbesError::from_ebpf)
 }
 
-/// Attaches what is good to have. What cannot be had says why, and everything else goes on.
-fn attach_detail(ebpf: &mut Ebpf, wanted: bool) -> Detail {
-    let family = |ebpf: &mut Ebpf, programs: &[(&'static str, &'static str)]| {
-        programs.iter().try_for_each(|(name, tracepoint)| attach(ebpf, name, tracepoint))
-    };
-    let because = |what: &str, error: ProbesError| Cow::from(format!("{what} cannot be watched: {error}"));
-    // Loaded now, while the maps are at hand, and attached when a profile is taken.
-    let profiles = load_perf_event(ebpf, SAMPLE).map(drop).map_err(|error| because("profiles", error));
-    if !wanted {
-        let off: Cow<'static, str> = "scheduling is not watched, by configuration".into();
-        return Detail { scheduling: Err(off.clone()), page_faults: Err(off), profiles };
-    }
-    let scheduling = family(ebpf, &SCHEDULING).map_err(|error| because("scheduling", error));
-    let page_faults = family(ebpf, &PAGE_FAULTS).and_then(|()| attach_major_fault(ebpf));
-    Detail { scheduling, page_faults: page_faults.map_err(|error| because("page faults", error)), profiles }
-}
-
-fn attach_major_fault(ebpf: &mut Ebpf) -> Result<(), ProbesError> {
-    let failed = |error| ProbesError::from_program(MAJOR_FAULT, error);
-    let program = load_perf_event(ebpf, MAJOR_FAULT)?;
-    let cpus = online_cpus().map_err(|(what, error)| ProbesError::from_io(what, error))?;
-    for cpu in cpus {
-        let event = PerfEventConfig::Software(SoftwareEvent::PageFaultsMaj);
-        let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-        program.attach(event, scope, SamplePolicy::Period(1), false).map_err(failed)?;
-    }
-    Ok(())
-}
-
-fn load_perf_event<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut PerfEvent, ProbesError> {
-    let failed = |error| ProbesError::from_program(name, error);
-    let program: &mut PerfEvent = ebpf.program_mut(name).ok_or_else(|| no_program(name))?.try_into().map_err(failed)?;
-    load_patiently(|| program.load()).map_err(failed)?;
-    Ok(program)
-}
-
-/// The verifier gives up with EAGAIN when a signal comes for the thread, as happens to a program whose children end.
-fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    for _ in 1..LOAD_ATTEMPTS {
-        match load() {
-            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
-            ended => return ended,
-        }
-    }
-    load()
-}
-
-fn no_program(name: &str) -> ProbesError {
-    ProbesError::Other { what: format!("find the probe {name}"), message: "the object lacks it".into() }
-}
-
-fn attach(ebpf: &mut Ebpf, name: &'static str, tracepoint: &'static str) -> Result<(), ProbesError> {
-    load_program(ebpf, name)?.attach(tracepoint).map_err(|error| ProbesError::from_program(name, error))?;
-    Ok(())
-}
-
-/// Loads the program that tells the kernel's id of a thread.
-fn load_whoami(ebpf: &mut Ebpf) -> Result<OwnedFd, ProbesError> {
-    const NAME: &str = "nexus_whoami";
-    let program = load_program(ebpf, NAME)?;
-    let fd = program.fd().map_err(|error| ProbesError::from_program(NAME, error))?;
-    fd.as_fd().try_clone_to_owned().map_err(|error| ProbesError::from_io(format!("keep the probe {NAME}"), error))
-}
-
-fn load_program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut RawTracePoint, ProbesError> {
-    let program: &mut RawTracePoint = ebpf
-        .program_mut(name)
-        .ok_or_else(|| no_program(name))?
-        .try_into()
-        .map_err(|error| ProbesError::from_program(name, error))?;
-    load_patiently(|| program.load()).map_err(|error| ProbesError::from_program(name, error))?;
-    Ok(program)
-}
-
-fn take_trees(ebpf: &mut Ebpf, tasks: Arc<Tasks>, detail: Detail) -> Result<Trees, ProbesError> {
+fn take_trees(ebpf: &mut Ebpf, tasks: Arc<Tasks>) -> Result<Trees, ProbesError> {
     let members: HashMap<MapData, u32, MemberBytes> = take_map(ebpf, "MEMBERS")?;
     let ids: Array<MapData, u32> = take_map(ebpf, "TREE_IDS")?;
     let counts: PerCpuArray<MapData, CountsBytes> = take_map(ebpf, "TREES")?;
     let stats: PerCpuHashMap<MapData, [u8; 8], StatBytes> = take_map(ebpf, "TREE_STATS")?;
-    Ok(Trees::new(tasks, members, ids, counts, stats, detail))
+    Ok(Trees::new(tasks, members, ids, counts, stats))
 }
 
 fn take_map<T: TryFrom<Map, Error = aya::maps::MapError>>(

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use nexus_core::kernel::SyscallStats;
@@ -32,6 +32,10 @@ pub struct Slots {
     /// Of each slot: system calls that were handed to accounts. Written by the slot's thread only.
     attributed: Box<[AtomicU64]>,
     detail: Detail,
+    watched: Mutex<Watched>,
+    /// [`Watched::level`] and [`Watched::change`], for looking only.
+    level: AtomicU8,
+    change: AtomicU32,
     attached: AtomicBool,
     /// The same moment on both clocks. The probes' is the monotonic clock, which is also what `Instant` reads.
     epoch: (Instant, u64),
@@ -44,6 +48,36 @@ pub(crate) struct Detail {
     pub(crate) scheduling: Result<(), Cow<'static, str>>,
     pub(crate) page_faults: Result<(), Cow<'static, str>>,
     pub(crate) profiles: Result<(), Cow<'static, str>>,
+}
+
+impl Detail {
+    /// Before anything was tried.
+    pub(crate) fn unknown() -> Self {
+        let unknown = || Err(Cow::Borrowed("the probes are not attached yet"));
+        Self { scheduling: unknown(), page_faults: unknown(), profiles: unknown() }
+    }
+}
+
+/// How much is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Level {
+    /// Nothing.
+    Off = 0,
+    /// System calls.
+    Counts = 1,
+    /// And everything beside them that can be had.
+    Full = 2,
+}
+
+/// The level at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    pub(crate) level: Level,
+    /// Why it is not [`Level::Full`].
+    pub(crate) reason: Cow<'static, str>,
+    /// Raised with each change, so that an account can tell that there was one.
+    pub(crate) change: u32,
 }
 
 /// What user space keeps for a slot.
@@ -73,6 +107,9 @@ impl Slots {
             slow_ns,
             attributed: (0..threads_max).map(|_| AtomicU64::new(0)).collect(),
             detail,
+            watched: Mutex::new(Watched { level: Level::Full, reason: "".into(), change: 0 }),
+            level: AtomicU8::new(Level::Full as u8),
+            change: AtomicU32::new(0),
             attached: AtomicBool::new(true),
             epoch: (Instant::now(), monotonic_ns()),
             rate: Rate::begin(),
@@ -129,6 +166,47 @@ impl Slots {
         }
         let used = sums.into_iter().enumerate().filter(|(_, stats)| stats.count > 0);
         used.map(|(nr, stats)| (slot_syscall_name(nr as u16), stats)).collect()
+    }
+
+    /// What is watched now.
+    pub(crate) fn watched(&self) -> Watched {
+        self.watched.lock().clone()
+    }
+
+    /// Whether anything is.
+    #[inline]
+    pub(crate) fn is_watched(&self) -> bool {
+        self.level.load(Ordering::Relaxed) != Level::Off as u8
+    }
+
+    /// Whether scheduling is.
+    #[inline]
+    pub(crate) fn is_scheduling_watched(&self) -> bool {
+        self.detail.scheduling.is_ok() && self.level.load(Ordering::Relaxed) == Level::Full as u8
+    }
+
+    /// How often the level changed.
+    pub(crate) fn changes(&self) -> u32 {
+        self.change.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_level(&self, level: Level, reason: &str) {
+        let mut watched = self.watched.lock();
+        watched.level = level;
+        watched.reason = Cow::Owned(reason.to_owned());
+        watched.change += 1;
+        self.change.store(watched.change, Ordering::Release);
+        self.level.store(level as u8, Ordering::Release);
+    }
+
+    /// Forgets where threads were when they were last watched, and in which calls. For the time in which nobody does.
+    pub(crate) fn forget_state(&self, calls: bool) {
+        for slot in self.map.slots() {
+            if calls {
+                slot.enter_nr.store(ENTER_NONE, Ordering::Relaxed);
+            }
+            slot.sched.out_ts_ns.store(0, Ordering::Relaxed);
+        }
     }
 
     /// What is told beside system calls.

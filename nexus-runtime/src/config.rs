@@ -67,6 +67,9 @@ pub struct Config {
     pub kernel: KernelWanted,
     /// How much it tells.
     pub kernel_detail: KernelDetail,
+    /// What the probes may cost, as a part of the processor time without them: measured now and then, they tell as much as
+    /// that pays for. None: they tell all they can.
+    pub kernel_overhead_max: Option<f64>,
     /// A system call that takes longer than this becomes a span event of its own.
     pub slow_syscall_us: u64,
     /// How logs are written.
@@ -164,6 +167,7 @@ impl Default for Config {
             data_dir: PathBuf::from("nexus-data"),
             kernel: KernelWanted::default(),
             kernel_detail: KernelDetail::default(),
+            kernel_overhead_max: None,
             slow_syscall_us: 50,
             log_format: LogFormat::default(),
             otlp: Otlp::default(),
@@ -227,6 +231,11 @@ impl Config {
         range("limits.in_flight_kib_max", u64::from(limits.in_flight_kib_max), 1 << 10, 64 << 20)?;
         range("limits.disk_reserve_mib", limits.disk_reserve_mib, 0, 1 << 20)?;
         range("retention.dedup_hours", self.retention.dedup_hours, 0, 24 * 365)?;
+        if let Some(max) = self.kernel_overhead_max
+            && !(0.0..=1.0).contains(&max)
+        {
+            bail!("config: `kernel_overhead_max` is {max}; it must be 0 to 1, as 0.03 is three in a hundred")
+        }
         for host in &self.hosts_allowed {
             // A name as it stands in the Host header: without scheme, port or path.
             if host.is_empty() || url::Host::parse(host).is_err() || host.contains([':', '/']) {
@@ -275,6 +284,7 @@ mod tests {
         check("kernel = \"maybe\"", "maybe");
         check("hosts_allowed = [\"http://a.example\"]", "hosts_allowed");
         check("hosts_allowed = [\"a.example:80\"]", "hosts_allowed");
+        check("kernel_overhead_max = 2.0", "kernel_overhead_max");
     }
 
     #[test]

@@ -5,29 +5,51 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use nexus_collector::{Account, KernelSource, Ledger, Owner, Probes, ProbesConfig, Slots};
+use nexus_collector::{Account, KernelSource, Ledger, Level, Owner, Probes, ProbesConfig, Slots};
 use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
 use nexus_core::mark::{Marker, Unmarked};
 
-use crate::config::{KernelDetail, KernelWanted};
+use parking_lot::Mutex;
+
+use crate::config::{Config, KernelDetail, KernelWanted};
+use crate::overhead::Overhead;
 
 /// The probes, or why there are none.
 pub struct Kernel {
     source: KernelSource,
     probes: Option<Probes>,
+    /// How much is wanted when nothing is being measured, and why it is not more.
+    wanted: Mutex<(Level, Cow<'static, str>)>,
+    /// Held while the probes are taken away and put back.
+    pub measuring: tokio::sync::Mutex<()>,
+    measured: Mutex<Option<Overhead>>,
+    /// What the probes may cost, as a part of the processor time without them.
+    pub overhead_max: Option<f64>,
 }
 
 impl Kernel {
     /// Loads the probes as wanted. With [`KernelWanted::Auto`] their absence is a reason that every span carries.
-    pub fn start(wanted: KernelWanted, detail: KernelDetail, slow_syscall: Duration) -> anyhow::Result<Self> {
-        let off = |reason: String| Self { source: KernelSource::Off(reason.into()), probes: None };
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        let wanted = config.kernel;
+        let with = |source, probes| Self {
+            source,
+            probes,
+            wanted: Mutex::new((Level::Full, Cow::Borrowed(""))),
+            measuring: tokio::sync::Mutex::default(),
+            measured: Mutex::default(),
+            overhead_max: config.kernel_overhead_max,
+        };
+        let off = |reason: String| with(KernelSource::Off(reason.into()), None);
         if wanted == KernelWanted::Off {
             return Ok(off("switched off by configuration".into()));
         }
-        let scheduling = detail == KernelDetail::Full;
-        let config = ProbesConfig { slow_threshold: slow_syscall, scheduling, ..ProbesConfig::default() };
-        match Probes::load(&config) {
-            Ok(probes) => Ok(Self { source: probes.source(), probes: Some(probes) }),
+        let probes = ProbesConfig {
+            slow_threshold: Duration::from_micros(config.slow_syscall_us),
+            scheduling: config.kernel_detail == KernelDetail::Full,
+            ..ProbesConfig::default()
+        };
+        match Probes::load(&probes) {
+            Ok(probes) => Ok(with(probes.source(), Some(probes))),
             Err(error) if wanted == KernelWanted::Required => Err(error.into()),
             Err(error) => Ok(off(error.to_string())),
         }
@@ -50,6 +72,29 @@ impl Kernel {
             KernelSource::Off(reason) => Watch::Off(reason.clone()),
             source => Watch::On(Account::of(source, started, owner)),
         }
+    }
+
+    /// How much is watched when nothing is being measured, and why it is not more.
+    pub fn wanted(&self) -> (Level, Cow<'static, str>) {
+        self.wanted.lock().clone()
+    }
+
+    /// Watches less from now on, or more again.
+    pub fn want(&self, level: Level, reason: String) -> Result<(), nexus_collector::ProbesError> {
+        let Some(probes) = &self.probes else { return Ok(()) };
+        probes.set_level(level, &reason)?;
+        *self.wanted.lock() = (level, reason.into());
+        Ok(())
+    }
+
+    /// What the probes cost, when it was last measured.
+    pub fn overhead(&self) -> Option<Overhead> {
+        self.measured.lock().clone()
+    }
+
+    /// Notes what they cost.
+    pub fn set_overhead(&self, overhead: Overhead) {
+        *self.measured.lock() = Some(overhead);
     }
 
     /// The slots, for threads to register with.

@@ -10,6 +10,7 @@ mod kernel;
 mod line;
 mod manifest;
 mod output;
+mod overhead;
 mod profile;
 mod replay;
 mod server;

@@ -26,11 +26,17 @@ use crate::dispatch::Dispatcher;
 use crate::gateway::{self, Gateway, Hosts};
 use crate::kernel::Kernel;
 use crate::line::Line;
+use crate::overhead::{self, OverheadError};
 use crate::replay::Replays;
 use crate::telemetry::{Exporter, RuntimeView, Telemetry};
 
 /// How often retention looks for what is too old or too much.
 const RETENTION_PERIOD: Duration = Duration::from_secs(30);
+
+/// How often it is measured what the probes cost, where there is a budget for it; for how long, and in how many rounds.
+const BUDGET_PERIOD: Duration = Duration::from_secs(300);
+const BUDGET_MEASURE: Duration = Duration::from_secs(6);
+const BUDGET_ROUNDS: u32 = 6;
 
 /// How often the probes are asked what they have to say.
 const PROBES_PERIOD: Duration = Duration::from_secs(5);
@@ -87,6 +93,9 @@ impl Server {
         tasks.spawn(until_stopped("dispatcher", dispatcher.clone().run(), stop.clone()));
         tasks.spawn(retain(line.clone(), stop.clone()));
         tasks.spawn(listen_to_probes(kernel.clone(), stop.clone()));
+        if config.kernel_overhead_max.is_some() {
+            tasks.spawn(keep_to_budget(kernel.clone(), telemetry.clone(), stop.clone()));
+        }
         let gateway = Arc::new(Gateway {
             replays: Replays::new(line.clone(), tasks.clone(), stop.clone()),
             line,
@@ -134,6 +143,10 @@ impl RuntimeView for Looked {
 
     fn runtime_syscalls(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
         self.kernel.runtime_totals()
+    }
+
+    fn overhead(&self) -> Option<crate::overhead::Overhead> {
+        self.kernel.overhead()
     }
 
     fn ledger(&self) -> Option<nexus_collector::Ledger> {
@@ -190,6 +203,24 @@ async fn listen_to_probes(kernel: Arc<Kernel>, stop: CancellationToken) {
             tracing::warn!(?failures, "the probes missed something; accounts of that time are not complete");
         }
         before = now;
+    }
+}
+
+/// Measures now and then what the probes cost, and lets them tell as much as the budget pays for.
+async fn keep_to_budget(kernel: Arc<Kernel>, telemetry: Arc<Telemetry>, stop: CancellationToken) {
+    let mut period = tokio::time::interval_at(tokio::time::Instant::now() + BUDGET_PERIOD, BUDGET_PERIOD);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = period.tick() => {}
+        }
+        let work = &telemetry.metrics.work;
+        match overhead::measure(&kernel, work, BUDGET_MEASURE, BUDGET_ROUNDS, &stop).await {
+            Ok(_) => {}
+            // Where little is done they cost little.
+            Err(OverheadError::Idle(_) | OverheadError::Busy | OverheadError::Stopped | OverheadError::Off(_)) => {}
+            Err(error @ OverheadError::Probes(_)) => tracing::warn!(%error, "what the probes cost was not measured"),
+        }
     }
 }
 

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 mod absent;
 #[path = "kernel/ledger.rs"]
 mod ledger;
+#[path = "kernel/overhead.rs"]
+mod overhead;
 #[path = "kernel/time.rs"]
 mod time;
 

@@ -16,6 +16,12 @@ pub struct DoctorArgs {
     /// The data directory whose disk is looked at
     #[arg(long, default_value = ".")]
     data_dir: PathBuf,
+    /// Measures what the probes cost the server, while it works: they are taken away and put back, in turn
+    #[arg(long)]
+    overhead: bool,
+    /// For how long, in seconds
+    #[arg(long, default_value_t = 15, requires = "overhead", value_parser = clap::value_parser!(u64).range(3..=300))]
+    seconds: u64,
 }
 
 /// One thing that was looked at: its name, whether all is well, and what is to be said about it.
@@ -26,6 +32,9 @@ struct Finding {
 }
 
 pub async fn run(args: DoctorArgs, client: &Client) -> Done {
+    if args.overhead {
+        return overhead(args.seconds, client).await;
+    }
     let mut findings: Vec<Finding> = nexus_collector::probe_status()
         .into_iter()
         .map(|(name, status)| Finding {
@@ -53,6 +62,25 @@ pub async fn run(args: DoctorArgs, client: &Client) -> Done {
                 say!("\nWhat is missing costs only what is named; everything else works.");
             }
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the probes cost the server.
+async fn overhead(seconds: u64, client: &Client) -> Done {
+    eprintln!("measuring for {seconds} s, while the server works");
+    let request = client.request(reqwest::Method::POST, &format!("/v1/kernel/overhead?seconds={seconds}"));
+    let measured = super::client::json(client.send(request).await?).await?;
+    if client.output == Output::Json {
+        print_json(&measured);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let us = |ns: &serde_json::Value| format!("{:.1} µs", ns.as_f64().unwrap_or(f64::NAN) / 1000.0);
+    say!("processor time of a piece of work (an event taken in, an invocation), {} of them:", measured["work"]);
+    say!("  off      {}", us(&measured["off_cpu_ns"]));
+    for cost in measured["costs"].as_array().into_iter().flatten() {
+        let more = cost["ratio"].as_f64().unwrap_or(f64::NAN) * 100.0;
+        say!("  {:<8} {}  {more:+.1} %", cost["mode"].as_str().unwrap_or("?"), us(&cost["cpu_ns"]));
     }
     Ok(ExitCode::SUCCESS)
 }

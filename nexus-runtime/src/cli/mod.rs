@@ -153,7 +153,7 @@ enum Command {
     #[command(after_help = "Example:\n  nexus observe -- tar cf /dev/null /etc")]
     Observe(observe::ObserveArgs),
     /// Says what works on this machine, and how to get the rest
-    #[command(after_help = "Example:\n  nexus doctor")]
+    #[command(after_help = "Examples:\n  nexus doctor\n  nexus doctor --overhead")]
     Doctor(doctor::DoctorArgs),
 }
 

@@ -112,8 +112,7 @@ pub fn serve<F: Future<Output = ()> + Send + 'static>(
     config: Config,
     beside: impl FnOnce(&Server, CancellationToken) -> F,
 ) -> Done {
-    let kernel =
-        Arc::new(Kernel::start(config.kernel, config.kernel_detail, Duration::from_micros(config.slow_syscall_us))?);
+    let kernel = Arc::new(Kernel::start(&config)?);
     kernel::publish_slots(&kernel);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

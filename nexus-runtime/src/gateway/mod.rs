@@ -9,6 +9,7 @@ mod functions;
 mod hosts;
 pub mod http_event;
 mod jaeger;
+mod kernel;
 mod logs;
 mod pages;
 mod problem;
@@ -78,6 +79,8 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/replays/{id}", get(replays::get).delete(replays::abort))
         .route("/v1/traces/{trace_id}", get(traces::get))
         .route("/v1/logs", get(logs::follow))
+        .route("/v1/kernel", get(kernel::get))
+        .route("/v1/kernel/overhead", post(kernel::measure))
         .route("/api/traces", get(jaeger::search))
         .route("/api/traces/{trace_id}", get(jaeger::trace))
         .route("/api/services", get(jaeger::services))

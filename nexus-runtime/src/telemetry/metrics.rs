@@ -21,6 +21,8 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::overhead::{Overhead, Work};
+
 type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 type Exemplar = Vec<(&'static str, String)>;
 type Seconds = HistogramWithExemplars<Exemplar>;
@@ -42,6 +44,8 @@ const FAST: &[f64] = &[
 
 /// Every metric that is counted where it happens.
 pub struct Metrics {
+    /// What is done, to compare what it costs.
+    pub work: Work,
     registry: parking_lot::RwLock<Registry>,
     invocations: Family<Labels<3>, CounterWithExemplar<Exemplar>>,
     invoke: Family<Labels<1>, Seconds, Buckets>,
@@ -77,6 +81,8 @@ pub trait RuntimeView: Send + Sync + 'static {
     fn runtime_syscalls(&self) -> BTreeMap<Cow<'static, str>, SyscallStats>;
     /// Whose the system calls of this process were, where that is known.
     fn ledger(&self) -> Option<Ledger>;
+    /// What the probes cost, where it was measured.
+    fn overhead(&self) -> Option<Overhead>;
     /// Spans that were not exported, where they are exported at all.
     fn spans_dropped(&self) -> Option<u64>;
 }
@@ -95,6 +101,7 @@ impl Metrics {
     pub fn new() -> Self {
         let fast = || Family::new_with_constructor(Buckets(FAST));
         let metrics = Self {
+            work: Work::default(),
             registry: parking_lot::RwLock::default(),
             invocations: Family::default(),
             invoke: fast(),
@@ -167,6 +174,7 @@ impl Metrics {
 
     /// An event was taken into the log.
     pub fn accepted(&self, took: Duration, trace: TraceId) {
+        self.work.done();
         self.accepted.inc();
         self.append.observe(took.as_secs_f64(), exemplar(trace), None);
     }
@@ -183,6 +191,7 @@ impl Metrics {
 
     /// An invocation ended and its outcome is durable.
     pub fn delivered(&self, record: &Record, outcome: &Outcome) {
+        self.work.done();
         let name = function(&outcome.function);
         let trace = record.entry.trace.trace_id;
         let by_name = [name.clone()];
@@ -297,6 +306,14 @@ impl Collector for Looked {
             let help = "System calls of this process that belong to nobody, or (below zero) were counted twice";
             let name = "nexus_kernel_unattributed_syscalls";
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        if let Some(overhead) = self.view.overhead() {
+            let help = "Processor time that the probes cost, as a part of that without them; 0.02 is two in a hundred";
+            let name = "nexus_probe_overhead_ratio";
+            let mut ratios = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for cost in overhead.costs {
+                ConstGauge::new(cost.ratio).encode(ratios.encode_family(&[("mode", cost.mode.as_str())])?)?;
+            }
         }
         if let Some(dropped) = self.view.spans_dropped() {
             let counter = ConstCounter::new(dropped);
