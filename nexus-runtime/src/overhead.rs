@@ -96,7 +96,7 @@ pub async fn measure(
         return Err(OverheadError::Off(reason.unwrap_or_default().into_owned()));
     };
     let Ok(_alone) = kernel.measuring.try_lock() else { return Err(OverheadError::Busy) };
-    let window = total / (rounds * LEVELS.len() as u32);
+    let window = (total / (rounds * LEVELS.len() as u32)).saturating_sub(SETTLE);
     // First with everything as it is: a server that does too little is left alone.
     let before = work.count();
     wait(window, stop).await?;

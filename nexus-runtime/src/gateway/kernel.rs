@@ -62,7 +62,7 @@ pub async fn measure(State(gateway): State<Shared>, Query(wanted): Query<Wanted>
     let kernel = &gateway.line.kernel;
     let work = &gateway.line.telemetry.metrics.work;
     // Many short rounds: what drifts slowly is the same in all windows of one.
-    let rounds = u32::try_from(seconds * 2).unwrap_or(6).min(30);
+    let rounds = u32::try_from(seconds).unwrap_or(3).min(60);
     let measured = overhead::measure(kernel, work, Duration::from_secs(seconds), rounds, &gateway.stop).await?;
     Ok(Json(measured).into_response())
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Error;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nexus_collector::Ledger;
@@ -13,7 +13,7 @@ use nexus_core::outcome::{Disposition, InvocationStatus, Outcome};
 use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::exemplar::{CounterWithExemplar, HistogramWithExemplars};
@@ -24,8 +24,19 @@ use prometheus_client::registry::Registry;
 use crate::overhead::{Overhead, Work};
 
 type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
-type Exemplar = Vec<(&'static str, String)>;
+type Exemplar = [(&'static str, TraceLabel); 1];
 type Seconds = HistogramWithExemplars<Exemplar>;
+
+/// A trace id that becomes text when the page is made, and not at every observation.
+#[derive(Clone, Copy, Debug)]
+struct TraceLabel(TraceId);
+
+impl EncodeLabelValue for TraceLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), Error> {
+        use std::fmt::Write as _;
+        write!(encoder, "{}", self.0)
+    }
+}
 
 /// Bucket bounds in seconds.
 #[derive(Clone)]
@@ -62,16 +73,33 @@ pub struct Metrics {
     dead: Family<Labels<1>, Counter>,
     replays: Family<Labels<2>, Counter>,
     syscalls: Family<Labels<3>, Counter>,
-    syscall_time: Arc<SyscallTime>,
+    by_function: Arc<ByFunction>,
     on_cpu: Family<Labels<1>, Seconds, Buckets>,
     run_queue: Family<Labels<1>, Seconds, Buckets>,
     off_cpu: Family<Labels<1>, Seconds, Buckets>,
     records_lost: Counter,
 }
 
-/// How long system calls took, by function and name: seconds, and calls. An invocation's account has their sum and their
-/// number, so this is a histogram of one bucket.
-type SyscallTime = parking_lot::Mutex<BTreeMap<(FunctionName, Cow<'static, str>), (f64, u64)>>;
+/// Metrics of each function, found once: looking each up by its labels costs more than counting.
+type ByFunction = parking_lot::RwLock<BTreeMap<FunctionName, Arc<OfFunction>>>;
+
+/// Metrics of one function.
+struct OfFunction {
+    invoke: Seconds,
+    init: Seconds,
+    lag: Seconds,
+    /// On a CPU, ready, blocked; not there before there is a number.
+    times: OnceLock<[Seconds; 3]>,
+    syscalls: parking_lot::Mutex<BTreeMap<Cow<'static, str>, OfSyscall>>,
+}
+
+/// Metrics of one system call of a function. An invocation's account has the sum of their times and their number, so the
+/// histogram of their durations is of one bucket.
+struct OfSyscall {
+    count: Counter,
+    seconds: f64,
+    calls: u64,
+}
 
 /// What is looked up when the page is asked for.
 pub trait RuntimeView: Send + Sync + 'static {
@@ -92,7 +120,7 @@ fn function(name: &FunctionName) -> (&'static str, Cow<'static, str>) {
 }
 
 fn exemplar(trace: TraceId) -> Option<Exemplar> {
-    Some(vec![("trace_id", trace.to_string())])
+    Some([("trace_id", TraceLabel(trace))])
 }
 
 impl Metrics {
@@ -118,7 +146,7 @@ impl Metrics {
             dead: Family::default(),
             replays: Family::default(),
             syscalls: Family::default(),
-            syscall_time: Arc::default(),
+            by_function: Arc::default(),
             on_cpu: fast(),
             run_queue: fast(),
             off_cpu: fast(),
@@ -161,7 +189,7 @@ impl Metrics {
         self.registry.write().register_collector(Box::new(Looked {
             view,
             functions: self.syscalls.clone(),
-            syscall_time: self.syscall_time.clone(),
+            by_function: self.by_function.clone(),
         }));
     }
 
@@ -199,8 +227,9 @@ impl Metrics {
             [name.clone(), ("trigger", outcome.trigger.as_str().into()), ("status", outcome.status.as_str().into())];
         self.invocations.get_or_create(&labels).inc_by(1, exemplar(trace), None);
         let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64();
-        self.invoke.get_or_create(&by_name).observe(seconds(outcome.duration_ns), exemplar(trace), None);
-        self.init.get_or_create(&by_name).observe(seconds(outcome.init_ns), exemplar(trace), None);
+        let of_function = self.of_function(&outcome.function);
+        of_function.invoke.observe(seconds(outcome.duration_ns), exemplar(trace), None);
+        of_function.init.observe(seconds(outcome.init_ns), exemplar(trace), None);
         if outcome.cold_start {
             self.coldstarts.get_or_create(&by_name).inc();
         }
@@ -216,31 +245,46 @@ impl Metrics {
         }
         if outcome.attempt == 1 && outcome.disposition != Disposition::Replayed {
             let lag = outcome.delivered_at.duration_since(record.entry.received_at).as_secs_f64().max(0.0);
-            self.lag.get_or_create(&by_name).observe(lag, exemplar(trace), None);
-        }
-        for (syscall, stats) in outcome.kernel.syscalls.iter().flatten() {
-            let labels = [("owner", "invocation".into()), name.clone(), ("syscall", syscall.clone())];
-            self.syscalls.get_or_create(&labels).inc_by(stats.count);
-        }
-        if let Some(syscalls) = outcome.kernel.syscalls.as_ref().filter(|s| !s.is_empty()) {
-            let mut times = self.syscall_time.lock();
-            for (syscall, stats) in syscalls {
-                let time = times.entry((outcome.function.clone(), syscall.clone())).or_default();
-                time.0 += seconds(stats.total_ns);
-                time.1 += stats.count;
-            }
+            of_function.lag.observe(lag, exemplar(trace), None);
         }
         let kernel = &outcome.kernel;
-        for (family, ns) in [
-            (&self.on_cpu, kernel.on_cpu_ns),
-            (&self.run_queue, kernel.run_queue_ns),
-            (&self.off_cpu, kernel.off_cpu_ns),
-        ] {
-            if let Some(ns) = ns {
-                family.get_or_create(&by_name).observe(seconds(ns), exemplar(trace), None);
+        if let Some(syscalls) = kernel.syscalls.as_ref().filter(|s| !s.is_empty()) {
+            let mut known = of_function.syscalls.lock();
+            for (syscall, stats) in syscalls {
+                let of_syscall = known.entry(syscall.clone()).or_insert_with(|| {
+                    let labels = [("owner", "invocation".into()), name.clone(), ("syscall", syscall.clone())];
+                    OfSyscall { count: self.syscalls.get_or_create_owned(&labels), seconds: 0.0, calls: 0 }
+                });
+                of_syscall.count.inc_by(stats.count);
+                of_syscall.seconds += seconds(stats.total_ns);
+                of_syscall.calls += stats.count;
+            }
+        }
+        if let (Some(on_cpu), Some(run_queue), Some(off_cpu)) =
+            (kernel.on_cpu_ns, kernel.run_queue_ns, kernel.off_cpu_ns)
+        {
+            let families = [&self.on_cpu, &self.run_queue, &self.off_cpu];
+            let times = of_function.times.get_or_init(|| families.map(|family| family.get_or_create_owned(&by_name)));
+            for (histogram, ns) in times.iter().zip([on_cpu, run_queue, off_cpu]) {
+                histogram.observe(seconds(ns), exemplar(trace), None);
             }
         }
         self.records_lost.inc_by(outcome.kernel.lost.unwrap_or(0));
+    }
+
+    fn of_function(&self, name: &FunctionName) -> Arc<OfFunction> {
+        if let Some(known) = self.by_function.read().get(name) {
+            return known.clone();
+        }
+        let labels = [function(name)];
+        let found = OfFunction {
+            invoke: self.invoke.get_or_create_owned(&labels),
+            init: self.init.get_or_create_owned(&labels),
+            lag: self.lag.get_or_create_owned(&labels),
+            times: OnceLock::new(),
+            syscalls: parking_lot::Mutex::default(),
+        };
+        self.by_function.write().entry(name.clone()).or_insert_with(|| Arc::new(found)).clone()
     }
 
     /// A delivery is tried again.
@@ -258,7 +302,7 @@ impl Metrics {
 struct Looked {
     view: Arc<dyn RuntimeView>,
     functions: Family<Labels<3>, Counter>,
-    syscall_time: Arc<SyscallTime>,
+    by_function: Arc<ByFunction>,
 }
 
 impl std::fmt::Debug for Looked {
@@ -296,10 +340,12 @@ impl Collector for Looked {
         let help = "How long system calls took";
         let mut times =
             encoder.encode_descriptor("nexus_syscall_duration_seconds", help, None, MetricType::Histogram)?;
-        for ((function, syscall), (sum, count)) in self.syscall_time.lock().iter() {
-            let labels = [("function", function.to_string()), ("syscall", syscall.to_string())];
-            let mut encoder = times.encode_family(&labels)?;
-            encoder.encode_histogram::<NoLabelSet>(*sum, *count, &[(f64::MAX, *count)], None)?;
+        for (function, of_function) in self.by_function.read().iter() {
+            for (syscall, of) in of_function.syscalls.lock().iter() {
+                let labels = [("function", function.to_string()), ("syscall", syscall.to_string())];
+                let mut encoder = times.encode_family(&labels)?;
+                encoder.encode_histogram::<NoLabelSet>(of.seconds, of.calls, &[(f64::MAX, of.calls)], None)?;
+            }
         }
         if let Some(ledger) = ledger {
             let gauge = ConstGauge::new(ledger.unattributed);
