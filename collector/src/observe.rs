@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use nexus_core::kernel::{KernelAccount, SyscallStats};
 use nexus_ebpf_common::{
-    ENTER_NONE, MEMBER_ARMED, Member, SchedState, TASK_TREE, TASK_UNTRACKED, TREES_MAX, TreeCounts, TreeKey, TreeStat,
+    CallTime, ENTER_NONE, MEMBER_ARMED, Member, SchedState, TASK_TREE, TASK_UNTRACKED, TREES_MAX, TreeCounts, TreeKey,
+    TreeStat,
 };
 use parking_lot::Mutex;
 use rustix::fs::{Access, access};
@@ -272,6 +273,7 @@ impl Trees {
             enter_nr: ENTER_NONE,
             reserved: 0,
             enter_ts_ns: 0,
+            enter_time: CallTime::default(),
             in_ts_ns: 0,
             sched: SchedState::default(),
         };

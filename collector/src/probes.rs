@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
-use nexus_ebpf_common::{CALLS_OTHER, CALLS_PROCESS, Counter};
+use nexus_ebpf_common::{Counter, ProcessCalls};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getppid, getrlimit, setrlimit};
+
+use zerocopy::FromBytes as _;
 
 use crate::account::{Account, KernelSource};
 use crate::attach::{Programs, load_whoami};
@@ -32,6 +34,9 @@ const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// Inode of the first PID namespace, the same on every machine.
 const INIT_PID_NAMESPACE: &str = "pid:[4026531836]";
 
+/// A [`ProcessCalls`] as the map holds it.
+type CallsBytes = [u8; size_of::<ProcessCalls>()];
+
 /// How often the ledger is read for a reading that nothing moved under.
 const LEDGER_READINGS: usize = 5;
 
@@ -41,7 +46,7 @@ const SELF_TEST_CALLS: u64 = 10;
 /// What is loaded, and how large.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbesConfig {
-    /// Threads that can have a slot at a time, `1..=4096`. Each costs 32 KiB of kernel memory.
+    /// Threads that can have a slot at a time, `1..=4096`. Each costs 36 KiB of kernel memory.
     pub threads_max: u32,
     /// A system call of an invocation that takes this long or longer is recorded. Zero: every call is.
     pub slow_threshold: Duration,
@@ -105,7 +110,7 @@ pub struct Probes {
     slots: Arc<Slots>,
     trees: Option<Trees>,
     counters: PerCpuArray<MapData, u64>,
-    calls: PerCpuArray<MapData, u64>,
+    calls: PerCpuArray<MapData, CallsBytes>,
     logger: Mutex<EbpfLogger<TracingLog>>,
 }
 
@@ -215,17 +220,16 @@ impl Probes {
             let runtime = self.slots.runtime_totals().values().map(|stats| stats.count).sum::<u64>();
             (self.slots.attributed_calls(), runtime)
         };
-        let sum = |index: u32| {
-            let values = self.calls.get(&index, 0);
-            let values = values.map_err(|error| ProbesError::from_map("read the count of system calls", error))?;
-            Ok::<u64, ProbesError>(values.iter().sum())
-        };
         let (accounts_before, runtime_before) = owners();
-        let other_before = sum(CALLS_OTHER)?;
-        let process = sum(CALLS_PROCESS)?;
-        let other = sum(CALLS_OTHER)?;
+        let values = self.calls.get(&0, 0);
+        let values = values.map_err(|error| ProbesError::from_map("read the count of system calls", error))?;
+        let (mut process, mut other) = (0, 0);
+        for calls in values.iter().filter_map(|bytes| ProcessCalls::read_from_bytes(bytes).ok()) {
+            process += calls.all;
+            other += calls.other;
+        }
         let (accounts, runtime) = owners();
-        let (least, most) = (accounts_before + runtime_before + other_before, accounts + runtime + other);
+        let (least, most) = (accounts_before + runtime_before + other, accounts + runtime + other);
         let unattributed = match process {
             p if p < least => p as i64 - least as i64,
             p if p > most => (p - most) as i64,

@@ -12,12 +12,12 @@ mod slot;
 mod tree;
 
 pub use sample::{KERNEL_FRAMES_MAX, Owner, SAMPLES_BYTES, Sample, USER_FRAMES_MAX};
-pub use sched::{SchedCounts, SchedState};
+pub use sched::{CallTime, SchedCounts, SchedState};
 pub use slot::{ENTER_NONE, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord, SyscallStat};
 pub use tree::{MEMBER_ARMED, MEMBER_COUNTING, Member, TREES_MAX, TreeCounts, TreeKey, TreeStat};
 
 /// The version of this ABI. The object exports it under the symbol [`ABI_SYMBOL`].
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The name of the 32-bit constant in the object that holds [`ABI_VERSION`].
 pub const ABI_SYMBOL: &str = "NEXUS_ABI_VERSION";
@@ -29,14 +29,19 @@ pub const TASK_UNTRACKED: u32 = 0;
 /// not [`TASK_UNTRACKED`] is the index of the thread's slot, plus one.
 pub const TASK_TREE: u32 = 1 << 31;
 
-/// Index into `CALLS`: system calls that returned to threads of the process in `PROCESS`, whoever watches them.
-pub const CALLS_PROCESS: u32 = 0;
-
-/// Index into `CALLS`: those of them that belong to nobody: of threads without a slot, or begun before there was one.
-pub const CALLS_OTHER: u32 = 1;
-
-/// How many entries `CALLS` has.
-pub const CALLS_MAX: u32 = 2;
+/// System calls that returned to threads of the process in `PROCESS`, on one CPU: the value of the per-CPU array `CALLS`.
+#[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[repr(C)]
+pub struct ProcessCalls {
+    /// All of them, whoever watches the thread.
+    pub all: u64,
+    /// Those that belong to nobody: of threads without a slot, or begun before there was one.
+    pub other: u64,
+}
 
 /// Returned numbers in `-4095..=-1` are errors, as everywhere in Linux.
 pub const ERRNO_MAX: i64 = 4095;

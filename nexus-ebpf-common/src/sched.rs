@@ -17,14 +17,24 @@ pub struct SchedState {
     pub out_ts_ns: u64,
     /// When it was last made able to run. Void if before [`SchedState::out_ts_ns`].
     pub wake_ts_ns: u64,
-    /// Of the current system call: time blocked.
-    pub enter_off_cpu_ns: u64,
-    /// Of the current system call: time able to run, and waiting for a CPU.
-    pub enter_run_queue_ns: u64,
     /// 1: it left because it blocked. 0: it was able to run.
     pub blocked: u32,
     /// The CPU that it left.
     pub cpu: u32,
+}
+
+/// Where the time of the current system call went.
+#[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
+#[repr(C)]
+pub struct CallTime {
+    /// Time blocked.
+    pub off_cpu_ns: u64,
+    /// Time able to run, and waiting for a CPU.
+    pub run_queue_ns: u64,
 }
 
 /// Where the time went, added up.
@@ -52,6 +62,6 @@ pub struct SchedCounts {
 }
 
 const _: () = {
-    assert!(size_of::<SchedState>() == 40);
+    assert!(size_of::<SchedState>() == 24);
     assert!(size_of::<SchedCounts>() == 56);
 };

@@ -7,7 +7,7 @@
 use core::mem::{offset_of, size_of};
 
 use crate::sample::Owner;
-use crate::sched::{SchedCounts, SchedState};
+use crate::sched::{CallTime, SchedCounts, SchedState};
 
 /// System calls with a number below this have a place of their own in [`Slot::stats`].
 pub const SYSCALLS_MAX: usize = 512;
@@ -21,7 +21,8 @@ pub const RECORDS_MAX: usize = 64;
 /// Value of an `enter_nr` while the thread is in no system call that the probes saw begin.
 pub const ENTER_NONE: u32 = u32::MAX;
 
-/// The state of a slot.
+/// The state of a slot. What every system call touches is in the first 64 bytes, which are a cache line: by the next one it
+/// has been pushed out, and each line costs a miss.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SlotHeader {
@@ -42,6 +43,8 @@ pub struct SlotHeader {
     pub records_len: u32,
     /// Slow calls of this generation that found no room.
     pub lost: u32,
+    /// Where the current call's time went.
+    pub enter_time: CallTime,
     /// Whom an odd generation is of. Void in an even one.
     pub owner: Owner,
     /// How the thread is scheduled.
@@ -50,9 +53,11 @@ pub struct SlotHeader {
     pub counts_generation: u64,
     /// Where the generation's time went.
     pub counts: SchedCounts,
+    /// Zero: what follows begins with a cache line of its own.
+    pub reserved: u64,
 }
 
-/// What one system call cost in one generation.
+/// What one system call cost in one generation: a cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SyscallStat {
@@ -70,6 +75,8 @@ pub struct SyscallStat {
     pub off_cpu_ns: u64,
     /// Of the total: time able to run, and waiting for a CPU.
     pub run_queue_ns: u64,
+    /// Zero.
+    pub reserved: u64,
 }
 
 /// One call that took longer than the threshold.
@@ -102,13 +109,14 @@ pub struct Slot {
 }
 
 const _: () = {
-    assert!(size_of::<SlotHeader>() == 184);
-    assert!(size_of::<SyscallStat>() == 56);
+    assert!(size_of::<SlotHeader>() == 192);
+    assert!(size_of::<SyscallStat>() == 64);
     assert!(size_of::<SlowRecord>() == 32);
-    assert!(offset_of!(Slot, stats) == 184);
-    assert!(offset_of!(Slot, touched) == 184 + 56 * SYSCALLS_MAX);
-    assert!(offset_of!(Slot, records) == 184 + 58 * SYSCALLS_MAX);
-    assert!(size_of::<Slot>() == 184 + 58 * SYSCALLS_MAX + 32 * RECORDS_MAX);
-    // The kernel rounds values of a mmapped array up to 8 bytes: nothing may be left to round.
-    assert!(size_of::<Slot>().is_multiple_of(8));
+    assert!(offset_of!(SlotHeader, owner) == 64);
+    assert!(offset_of!(Slot, stats) == 192);
+    assert!(offset_of!(Slot, touched) == 192 + 64 * SYSCALLS_MAX);
+    assert!(offset_of!(Slot, records) == 192 + 66 * SYSCALLS_MAX);
+    assert!(size_of::<Slot>() == 192 + 66 * SYSCALLS_MAX + 32 * RECORDS_MAX);
+    // The array begins with a page, so every slot begins with a cache line.
+    assert!(size_of::<Slot>().is_multiple_of(64));
 };

@@ -2,7 +2,7 @@
 
 use core::mem::size_of;
 
-use crate::sched::{SchedCounts, SchedState};
+use crate::sched::{CallTime, SchedCounts, SchedState};
 
 /// State of a [`Member`]: it counts from its next successful `execve` on.
 pub const MEMBER_ARMED: u32 = 1;
@@ -32,6 +32,8 @@ pub struct Member {
     pub reserved: u32,
     /// When that call began, in nanoseconds of the monotonic clock.
     pub enter_ts_ns: u64,
+    /// Where that call's time went.
+    pub enter_time: CallTime,
     /// When it came on its CPU; 0 before the first time.
     pub in_ts_ns: u64,
     /// How it is scheduled.

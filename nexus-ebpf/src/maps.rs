@@ -7,7 +7,7 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use nexus_ebpf_common::{
-    CALLS_MAX, COUNTERS_MAX, Member, SAMPLES_BYTES, Slot, TREES_MAX, TreeCounts, TreeKey, TreeStat,
+    COUNTERS_MAX, Member, ProcessCalls, SAMPLES_BYTES, Slot, TREES_MAX, TreeCounts, TreeKey, TreeStat,
 };
 
 /// By thread id: who watches the thread (`TASK_UNTRACKED`, `TASK_TREE`, or slot index + 1). As long as `kernel.pid_max`.
@@ -38,9 +38,9 @@ pub static TREE_STATS: PerCpuHashMap<TreeKey, TreeStat> = PerCpuHashMap::with_ma
 #[map]
 pub static PROCESS: Array<u32> = Array::with_max_entries(1, 0);
 
-/// How many there were: `CALLS_PROCESS`, `CALLS_OTHER`.
+/// How many there were.
 #[map]
-pub static CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries(CALLS_MAX, 0);
+pub static CALLS: PerCpuArray<ProcessCalls> = PerCpuArray::with_max_entries(1, 0);
 
 /// Samples of the profile that is being taken.
 #[map]

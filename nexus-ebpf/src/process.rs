@@ -4,7 +4,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use nexus_ebpf_common::{
-    Counter, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, SchedState, TASK_TREE, TASK_UNTRACKED,
+    CallTime, Counter, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, SchedState, TASK_TREE, TASK_UNTRACKED,
 };
 
 use crate::maps::{MEMBERS, TASKS, WHOAMI};
@@ -38,7 +38,16 @@ pub fn nexus_fork(ctx: RawTracePointContext) -> i32 {
     // SAFETY: a helper without a precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     let sched = SchedState { out_ts_ns: now, ..sched::ON_CPU };
-    let member = Member { tree, state, enter_nr: ENTER_NONE, reserved: 0, enter_ts_ns: 0, in_ts_ns: 0, sched };
+    let member = Member {
+        tree,
+        state,
+        enter_nr: ENTER_NONE,
+        reserved: 0,
+        enter_ts_ns: 0,
+        enter_time: CallTime::default(),
+        in_ts_ns: 0,
+        sched,
+    };
     if let Err(why) = join(tid, member) {
         trees::count_lost(tree);
         failed(&ctx, why, u64::from(tid));

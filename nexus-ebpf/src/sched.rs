@@ -7,7 +7,8 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use nexus_ebpf_common::{
-    ENTER_NONE, MEMBER_COUNTING, SchedCounts, SchedState, Slot, TASK_TREE, TASK_UNTRACKED, TREES_MAX, TreeCounts,
+    CallTime, ENTER_NONE, MEMBER_COUNTING, SchedCounts, SchedState, Slot, TASK_TREE, TASK_UNTRACKED, TREES_MAX,
+    TreeCounts,
 };
 
 use crate::maps::{MEMBERS, SLOTS, TASKS, TREES};
@@ -17,8 +18,7 @@ use crate::maps::{MEMBERS, SLOTS, TASKS, TREES};
 static TASK_PID_OFFSET: Global<u32> = Global::new(0);
 
 /// A thread that runs.
-pub const ON_CPU: SchedState =
-    SchedState { out_ts_ns: 0, wake_ts_ns: 0, enter_off_cpu_ns: 0, enter_run_queue_ns: 0, blocked: 0, cpu: 0 };
+pub const ON_CPU: SchedState = SchedState { out_ts_ns: 0, wake_ts_ns: 0, blocked: 0, cpu: 0 };
 
 /// The thread id of a `task_struct`.
 #[inline(always)]
@@ -128,7 +128,8 @@ fn come(tid: u32, watched: u32, now: u64) {
             // SAFETY: the slot's thread is not yet running: nobody else writes to it.
             unsafe {
                 let in_call = (*slot).header.enter_nr != ENTER_NONE;
-                add(&raw mut (*slot).header.sched, counts_of(slot), now, in_call);
+                let call = in_call.then_some(&raw mut (*slot).header.enter_time);
+                add(&raw mut (*slot).header.sched, counts_of(slot), now, call);
             }
         }
         return;
@@ -138,10 +139,10 @@ fn come(tid: u32, watched: u32, now: u64) {
     unsafe {
         (*member).in_ts_ns = now;
         let counting = (*member).state == MEMBER_COUNTING;
-        let in_call = (*member).enter_nr != ENTER_NONE;
+        let call = ((*member).enter_nr != ENTER_NONE).then_some(&raw mut (*member).enter_time);
         let sched = &raw mut (*member).sched;
         match tree_counts((*member).tree) {
-            Some(counts) if counting => add(sched, &raw mut (*counts).sched, now, in_call),
+            Some(counts) if counting => add(sched, &raw mut (*counts).sched, now, call),
             _ => (*sched).out_ts_ns = 0,
         }
     }
@@ -150,9 +151,9 @@ fn come(tid: u32, watched: u32, now: u64) {
 /// Adds the time that a thread was away.
 ///
 /// # Safety
-/// Both are valid, and nobody else writes to them now.
+/// All are valid, and nobody else writes to them now.
 #[inline(always)]
-unsafe fn add(sched: *mut SchedState, counts: *mut SchedCounts, now: u64, in_call: bool) {
+unsafe fn add(sched: *mut SchedState, counts: *mut SchedCounts, now: u64, call: Option<*mut CallTime>) {
     // SAFETY: the caller's promise.
     unsafe {
         let SchedState { out_ts_ns, wake_ts_ns, blocked, cpu, .. } = *sched;
@@ -171,9 +172,9 @@ unsafe fn add(sched: *mut SchedState, counts: *mut SchedCounts, now: u64, in_cal
         let off_cpu = away - run_queue;
         (*counts).run_queue_ns += run_queue;
         (*counts).off_cpu_ns += off_cpu;
-        if in_call {
-            (*sched).enter_run_queue_ns += run_queue;
-            (*sched).enter_off_cpu_ns += off_cpu;
+        if let Some(call) = call {
+            (*call).run_queue_ns += run_queue;
+            (*call).off_cpu_ns += off_cpu;
         } else {
             (*counts).fault_off_cpu_ns += off_cpu;
         }

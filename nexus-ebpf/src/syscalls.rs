@@ -7,8 +7,8 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktim
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use nexus_ebpf_common::{
-    CALLS_OTHER, CALLS_PROCESS, Counter, ENTER_NONE, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX, SYSCALL_OTHER,
-    SYSCALLS_MAX, Slot, SlowRecord, SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
+    CallTime, Counter, ENTER_NONE, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot,
+    SlowRecord, SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
 };
 
 use crate::maps::{CALLS, MEMBERS, PROCESS, SLOTS, TASKS, TREE_STATS};
@@ -41,8 +41,9 @@ pub fn nexus_sys_exit(ctx: RawTracePointContext) -> i32 {
     let ids = bpf_get_current_pid_tgid();
     // Counted apart from whoever watches the thread, so that what nobody counts shows.
     let ours = matches!(PROCESS.get(0), Some(id) if *id == (ids >> 32) as u32);
-    if ours {
-        count(CALLS_PROCESS);
+    if ours && let Some(calls) = CALLS.get_ptr_mut(0) {
+        // SAFETY: the pointer is to this CPU's value, and system calls do not interrupt each other.
+        unsafe { (*calls).all += 1 };
     }
     let tid = ids as u32;
     let Some(task) = TASKS.get(tid) else { return 0 };
@@ -54,18 +55,14 @@ pub fn nexus_sys_exit(ctx: RawTracePointContext) -> i32 {
         }
         slot => slot_exit(&ctx, slot - 1),
     };
-    if ours && other {
-        count(CALLS_OTHER);
+    if ours
+        && other
+        && let Some(calls) = CALLS.get_ptr_mut(0)
+    {
+        // SAFETY: as above.
+        unsafe { (*calls).other += 1 };
     }
     0
-}
-
-#[inline(always)]
-fn count(index: u32) {
-    if let Some(calls) = CALLS.get_ptr_mut(index) {
-        // SAFETY: the pointer is to this CPU's value, and system calls do not interrupt each other.
-        unsafe { *calls += 1 };
-    }
 }
 
 #[inline(always)]
@@ -79,8 +76,8 @@ fn slot_enter(ctx: &RawTracePointContext, index: u32) {
         let header = &mut (*slot).header;
         header.enter_nr = if nr < SYSCALLS_MAX as u64 { nr as u32 } else { SYSCALL_OTHER };
         header.enter_generation = header.generation;
-        header.sched.enter_off_cpu_ns = 0;
-        header.sched.enter_run_queue_ns = 0;
+        header.enter_time.off_cpu_ns = 0;
+        header.enter_time.run_queue_ns = 0;
         header.enter_ts_ns = bpf_ktime_get_ns();
     }
 }
@@ -129,10 +126,7 @@ unsafe fn add(slot: *mut Slot, nr: u32, generation: u64, ret: i64, duration_ns: 
     // SAFETY: the index is within the array, see above; the rest is the caller's promise.
     unsafe {
         let stat = (&raw mut (*slot).stats).cast::<SyscallStat>().add(nr);
-        let (off_cpu_ns, run_queue_ns) = {
-            let sched = &raw const (*slot).header.sched;
-            ((*sched).enter_off_cpu_ns, (*sched).enter_run_queue_ns)
-        };
+        let CallTime { off_cpu_ns, run_queue_ns } = (*slot).header.enter_time;
         let error = u64::from(is_error(ret));
         if (*stat).generation == generation {
             (*stat).count += 1;
@@ -190,8 +184,8 @@ fn tree_enter(ctx: &RawTracePointContext, tid: u32) {
     // SAFETY: a member is written by its own thread only, which is in the kernel now.
     unsafe {
         (*member).enter_nr = nr as u32;
-        (*member).sched.enter_off_cpu_ns = 0;
-        (*member).sched.enter_run_queue_ns = 0;
+        (*member).enter_time.off_cpu_ns = 0;
+        (*member).enter_time.run_queue_ns = 0;
         (*member).enter_ts_ns = bpf_ktime_get_ns();
     }
 }
@@ -202,7 +196,7 @@ fn tree_exit(ctx: &RawTracePointContext, tid: u32) {
         return;
     };
     // SAFETY: as in `tree_enter`.
-    let Member { tree, state, enter_nr, enter_ts_ns, sched, .. } = unsafe { *member };
+    let Member { tree, state, enter_nr, enter_ts_ns, enter_time, .. } = unsafe { *member };
     // A new thread's first return is of a call that its parent made.
     if enter_nr == ENTER_NONE {
         return;
@@ -246,8 +240,8 @@ fn tree_exit(ctx: &RawTracePointContext, tid: u32) {
         if duration_ns > (*stat).max_ns {
             (*stat).max_ns = duration_ns;
         }
-        (*stat).off_cpu_ns += sched.enter_off_cpu_ns;
-        (*stat).run_queue_ns += sched.enter_run_queue_ns;
+        (*stat).off_cpu_ns += enter_time.off_cpu_ns;
+        (*stat).run_queue_ns += enter_time.run_queue_ns;
     }
 }
 

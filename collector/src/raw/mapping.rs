@@ -21,6 +21,7 @@ pub(crate) struct StatCells {
     pub(crate) max_ns: AtomicU64,
     pub(crate) off_cpu_ns: AtomicU64,
     pub(crate) run_queue_ns: AtomicU64,
+    reserved: AtomicU64,
 }
 
 /// [`SchedState`] as seen from user space, which only ever clears it.
@@ -28,8 +29,6 @@ pub(crate) struct StatCells {
 pub(crate) struct SchedStateCells {
     pub(crate) out_ts_ns: AtomicU64,
     wake_ts_ns: AtomicU64,
-    enter_off_cpu_ns: AtomicU64,
-    enter_run_queue_ns: AtomicU64,
     blocked: AtomicU32,
     cpu: AtomicU32,
 }
@@ -67,10 +66,12 @@ pub(crate) struct SlotCells {
     pub(crate) touched_len: AtomicU32,
     pub(crate) records_len: AtomicU32,
     pub(crate) lost: AtomicU32,
+    enter_time: [AtomicU64; 2],
     pub(crate) owner: [AtomicU64; 4],
     pub(crate) sched: SchedStateCells,
     pub(crate) counts_generation: AtomicU64,
     pub(crate) counts: SchedCells,
+    reserved: AtomicU64,
     pub(crate) stats: [StatCells; SYSCALLS_MAX],
     pub(crate) touched: [AtomicU16; SYSCALLS_MAX],
     pub(crate) records: [RecordCells; RECORDS_MAX],
