@@ -143,7 +143,12 @@ impl Account {
             (account.on_cpu_ns, account.run_queue_ns, account.off_cpu_ns)
         {
             let since_ended = nanos(ended.elapsed());
-            let last = slots.ns_of(ticks().saturating_sub(self.time.left.load(Ordering::Relaxed)));
+            // Where a thread was left behind, the account is incomplete, and nothing is waited for.
+            let left = match self.time.working.load(Ordering::Acquire) {
+                0 => ticks().saturating_sub(self.time.left.load(Ordering::Relaxed)),
+                _ => 0,
+            };
+            let last = slots.ns_of(left);
             let waited = slots.ns_of(self.time.waited.load(Ordering::Relaxed));
             let waiting = (self.time.before_ns + waited + last).saturating_sub(since_ended);
             let duration = slots.monotonic_ns(ended).saturating_sub(self.started_ns);
@@ -188,7 +193,10 @@ impl Account {
     #[inline]
     pub(crate) fn goes(&self, now: u64, worked: u64) {
         self.time.worked.fetch_add(worked, Ordering::Relaxed);
-        self.time.left.store(now, Ordering::Relaxed);
+        // Another may have left later, and be here earlier.
+        if self.time.left.load(Ordering::Relaxed) < now {
+            self.time.left.store(now, Ordering::Relaxed);
+        }
         self.time.working.fetch_sub(1, Ordering::AcqRel);
     }
 

@@ -90,14 +90,16 @@ impl Programs {
         self.detach_detail();
         if level == Level::Off {
             for (name, link) in std::mem::take(&mut self.syscalls).into_iter().rev() {
-                raw_tracepoint(&mut self.ebpf, name)?
-                    .detach(link)
-                    .map_err(|error| ProbesError::from_program(name, error))?;
+                if let Ok(program) = raw_tracepoint(&mut self.ebpf, name) {
+                    // As in `detach_detail`.
+                    let _ = program.detach(link);
+                }
             }
             return Ok(());
         }
-        if self.syscalls.is_empty() {
-            for (name, tracepoint) in SYSCALLS {
+        for (name, tracepoint) in SYSCALLS {
+            // Where an earlier try ended half-way, the other half.
+            if !self.syscalls.iter().any(|(attached, _)| *attached == name) {
                 self.syscalls.push((name, attach(&mut self.ebpf, name, tracepoint)?));
             }
         }

@@ -50,7 +50,7 @@ struct Stash {
 }
 
 /// Where the time of marked sections went, as far as the scheduler knows.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sched {
     pub(crate) off_cpu_ns: u64,
     pub(crate) run_queue_ns: u64,
@@ -171,6 +171,8 @@ struct Outer {
     /// When this mark began, by [`ticks`]; 0 where time is not asked for.
     began: u64,
     inner: u64,
+    /// When the mark around this one stopped working; 0 if there is none, or time is not asked for.
+    stopped: u64,
     owner: [u64; 4],
 }
 
@@ -216,9 +218,12 @@ impl Thread {
             return State::Unwatched;
         };
         let slot = slots.slot(*index);
+        let mut stopped = 0;
         if self.depth > 0 {
             stash.harvest(slots, *index);
-            stash.sched.add(&Sched::of(slot));
+            let (sched, now) = if slots.is_scheduling_watched() { moment(slot) } else { (Sched::of(slot), 0) };
+            stash.sched.add(&sched);
+            stopped = now;
         } else if slot.touched_len.load(Ordering::Relaxed) != 0 {
             slots.drain_runtime(*index);
         }
@@ -229,6 +234,7 @@ impl Thread {
             sched: std::mem::take(&mut stash.sched),
             began: 0,
             inner: std::mem::take(&mut self.inner),
+            stopped,
             owner: [0; 4],
         };
         if self.depth > 0 {
@@ -237,15 +243,11 @@ impl Thread {
         self.depth += 1;
         write_owner(slot, account.owner());
         outer.owner = std::mem::replace(&mut self.owner, *account.owner());
-        set_side(slot, Side::Account);
         if slots.is_scheduling_watched() {
-            outer.began = ticks();
-            // Time that the thread was away between the two must not count, or count on both sides.
-            while slot.counts_generation.load(Ordering::Relaxed) == slot.generation.load(Ordering::Relaxed) {
-                set_side(slot, Side::Account);
-                outer.began = ticks();
-            }
+            outer.began = begin_account(slot);
             account.comes(outer.began);
+        } else {
+            set_side(slot, Side::Account);
         }
         State::Counting(outer)
     }
@@ -258,38 +260,31 @@ impl Thread {
         let slot = slots.slot(*index);
         self.depth -= 1;
         stash.harvest(slots, *index);
-        let mut ended = 0;
-        if outer.began != 0 {
-            // As at the begin: what the scheduler says and the clock must be of one moment.
-            loop {
-                let sched = Sched::of(slot);
-                ended = ticks();
-                compiler_fence(Ordering::SeqCst);
-                if Sched::of(slot).switches == sched.switches {
-                    stash.sched.add(&sched);
-                    break;
-                }
-            }
-        }
+        let (sched, ended) = if outer.began == 0 { (Sched::of(slot), 0) } else { moment(slot) };
+        stash.sched.add(&sched);
         set_side(slot, Side::Runtime);
+        if outer.began != 0 {
+            // Before what may wait for a lock: others may come and go meanwhile.
+            account.goes(ended, ended.saturating_sub(outer.began).saturating_sub(self.inner));
+        }
         let (stats_from, slow_from) = (usize::from(outer.stats_from), usize::from(outer.slow_from));
         if stash.stats.len() > stats_from || stash.lost > 0 || !stash.sched.is_empty() {
             stash.deliver(account, stats_from, slow_from);
         }
         stash.lost = outer.lost;
         stash.sched = outer.sched;
-        if outer.began != 0 {
-            let took = ended.saturating_sub(outer.began);
-            account.goes(ended, took.saturating_sub(self.inner));
-            self.inner = outer.inner + took;
-        }
+        self.inner = outer.inner;
         self.owner = outer.owner;
         if self.depth > 0 {
             if slot.touched_len.load(Ordering::Relaxed) != 0 {
                 slots.drain_runtime(*index);
             }
             write_owner(slot, &outer.owner);
-            set_side(slot, Side::Account);
+            if outer.stopped == 0 {
+                set_side(slot, Side::Account);
+            } else {
+                self.inner += begin_account(slot).saturating_sub(outer.stopped);
+            }
         }
     }
 }
@@ -297,6 +292,36 @@ impl Thread {
 enum Side {
     Runtime = 0,
     Account = 1,
+}
+
+/// Opens a generation of an account, and says when. The thread was not away between the two, or a fault would be of neither.
+#[inline]
+fn begin_account(slot: &SlotCells) -> u64 {
+    loop {
+        set_side(slot, Side::Account);
+        let now = ticks();
+        compiler_fence(Ordering::SeqCst);
+        if slot.counts_generation.load(Ordering::Relaxed) != slot.generation.load(Ordering::Relaxed) {
+            return now;
+        }
+    }
+}
+
+/// What the scheduler says of the slot's generation, and when: both of one moment. The numbers only grow, so what is the same
+/// before and after is that of the moment between.
+#[inline]
+fn moment(slot: &SlotCells) -> (Sched, u64) {
+    let mut before = Sched::of(slot);
+    loop {
+        compiler_fence(Ordering::SeqCst);
+        let now = ticks();
+        compiler_fence(Ordering::SeqCst);
+        let after = Sched::of(slot);
+        if after == before {
+            return (after, now);
+        }
+        before = after;
+    }
 }
 
 /// Says whom the next generation is of, if it is an account's; while the current one is the runtime's.

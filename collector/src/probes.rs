@@ -24,7 +24,7 @@ use crate::error::ProbesError;
 use crate::messages::TracingLog;
 use crate::observe::{CountsBytes, MemberBytes, StatBytes, Trees};
 use crate::profile::Profile;
-use crate::raw::SlotMap;
+use crate::raw::{self, SlotMap};
 use crate::slots::{Level, Slots};
 use crate::tasks::Tasks;
 
@@ -159,7 +159,12 @@ impl Probes {
         })?;
 
         let mut trees = if config.observe { Some(take_trees(&mut ebpf, Arc::clone(&tasks))?) } else { None };
-        let (mut programs, detail) = Programs::load(ebpf, config.scheduling)?;
+        let (mut programs, mut detail) = Programs::load(ebpf, config.scheduling)?;
+        if detail.scheduling.is_ok() && !raw::clock_is_read_without_a_call() {
+            // Every mark would add to what it counts.
+            detail.scheduling =
+                Err("scheduling cannot be watched: this machine's clock is read by a system call".into());
+        }
         programs.set_level(Level::Full, &detail)?;
         if let Some(trees) = &mut trees {
             trees.set_detail(detail.clone());
@@ -257,7 +262,9 @@ impl Probes {
         let before = self.slots.watched().level;
         // Attaching takes milliseconds, in which invocations begin and end. What an account says it watched was watched from
         // its begin to its end: less is said before it is so, more only after.
-        if level > before {
+        if level == before {
+            self.slots.set_reason(reason);
+        } else if level > before {
             self.slots.forget_state(before == Level::Off);
             programs.set_level(level, self.slots.detail())?;
             self.slots.set_level(level, reason);

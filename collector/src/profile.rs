@@ -9,8 +9,9 @@ use zerocopy::FromBytes as _;
 /// A profile that is being taken; dropping it ends that. Its samples lie in a ring that must be emptied several times a
 /// second, by [`Profile::drain`]; what finds no room is counted among the failures, as `samples_full`.
 pub struct Profile<'a> {
-    samples: MutexGuard<'a, RingBuf<MapData>>,
+    // Fields are dropped in order: the clocks have stopped when the next profile may begin.
     _links: Vec<PerfEventLink>,
+    samples: MutexGuard<'a, RingBuf<MapData>>,
 }
 
 /// Where a thread was when the clock struck.

@@ -145,6 +145,8 @@ impl Slots {
 
     /// What threads with a slot did outside every mark, since the probes were loaded: the runtime's own work.
     ///
+    /// Without the times blocked or ready: the level may have changed meanwhile, and they would be of a part only.
+    ///
     /// Exact at the time of the call, also for threads that are blocked or busy. A call that is just returning on another
     /// thread may be counted here before its time is added.
     pub fn runtime_totals(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
@@ -160,7 +162,7 @@ impl Slots {
             if generation == 0 || generation % 2 == 1 {
                 continue;
             }
-            for (nr, stats) in touched(slot, generation, self.detail.scheduling.is_ok()) {
+            for (nr, stats) in touched(slot, generation, false) {
                 sums[usize::from(nr)].add(&stats);
             }
         }
@@ -199,6 +201,11 @@ impl Slots {
         self.level.store(level as u8, Ordering::Release);
     }
 
+    /// Says otherwise why the level is what it is.
+    pub(crate) fn set_reason(&self, reason: &str) {
+        self.watched.lock().reason = Cow::Owned(reason.to_owned());
+    }
+
     /// Forgets where threads were when they were last watched, and in which calls. For the time in which nobody does.
     pub(crate) fn forget_state(&self, calls: bool) {
         for slot in self.map.slots() {
@@ -223,10 +230,10 @@ impl Slots {
 
     /// System calls that accounts were given, or will be when a mark that is in force ends.
     pub(crate) fn attributed_calls(&self) -> u64 {
-        let in_force = |slot: &SlotCells| {
+        let in_force = |slot: &SlotCells| -> u64 {
             let generation = slot.generation.load(Ordering::Acquire);
             let odd = generation % 2 == 1;
-            odd.then(|| touched(slot, generation, false).map(|(_, stats)| stats.count).sum::<u64>()).unwrap_or(0)
+            if odd { touched(slot, generation, false).map(|(_, stats)| stats.count).sum() } else { 0 }
         };
         let slots = self.attributed.iter().zip(self.map.slots());
         slots.map(|(sum, slot)| sum.load(Ordering::Acquire) + in_force(slot)).sum()
@@ -311,7 +318,7 @@ impl Slots {
             let mut side = self.runtime[index as usize].lock();
             let generation = slot.generation.load(Ordering::Relaxed);
             if let Some(totals) = &mut side.totals {
-                for (nr, stats) in touched(slot, generation, self.detail.scheduling.is_ok()) {
+                for (nr, stats) in touched(slot, generation, false) {
                     totals[usize::from(nr)].add(&stats);
                 }
             }

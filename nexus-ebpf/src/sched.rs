@@ -12,6 +12,7 @@ use nexus_ebpf_common::{
 };
 
 use crate::maps::{MEMBERS, SLOTS, TASKS, TREES};
+use crate::trees::is_observed;
 
 /// Where in a `task_struct` its thread id is. From the kernel's BTF.
 #[unsafe(no_mangle)]
@@ -208,9 +209,12 @@ pub unsafe fn counts_of(slot: *mut Slot) -> *mut SchedCounts {
     }
 }
 
-/// This CPU's counts of a tree.
+/// This CPU's counts of a tree, if it is observed: a member may be left of an older one, whose place another has now.
 #[inline(always)]
 pub fn tree_counts(tree: u32) -> Option<*mut TreeCounts> {
+    if !is_observed(tree) {
+        return None;
+    }
     TREES.get_ptr_mut(tree % TREES_MAX)
 }
 

@@ -104,7 +104,8 @@ fn slot_exit(ctx: &RawTracePointContext, index: u32) -> bool {
             return false;
         }
         let start_ns = (*header).enter_ts_ns;
-        let duration_ns = bpf_ktime_get_ns() - start_ns;
+        // The kernel's clock for tracing may step back by a little when it is adjusted.
+        let duration_ns = bpf_ktime_get_ns().saturating_sub(start_ns);
         let ret: i64 = ctx.arg(1);
         add(slot, nr, generation, ret, duration_ns);
         // The runtime's own waiting is no news: only an account's slow calls are recorded.
@@ -213,7 +214,7 @@ fn tree_exit(ctx: &RawTracePointContext, tid: u32) {
         return;
     }
     // SAFETY: a helper without a precondition.
-    let duration_ns = unsafe { bpf_ktime_get_ns() } - enter_ts_ns;
+    let duration_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(enter_ts_ns);
     let key = TreeKey { tree, nr: enter_nr };
     let stat = match TREE_STATS.get_ptr_mut(key) {
         Some(stat) => stat,

@@ -238,8 +238,13 @@ impl Config {
         }
         for host in &self.hosts_allowed {
             // A name as it stands in the Host header: without scheme, port or path.
-            if host.is_empty() || url::Host::parse(host).is_err() || host.contains([':', '/']) {
-                bail!("config: `hosts_allowed` has {host:?}; it must be a name, as `nexus.example` is, without a port");
+            let plain = host.to_ascii_lowercase();
+            if host.contains(['*', ':', '/']) || !url::Host::parse(host).is_ok_and(|parsed| parsed.to_string() == plain)
+            {
+                bail!(
+                    "config: `hosts_allowed` has {host:?}; it must be a name as browsers send it, as `nexus.example` or \
+                     `xn--mnchen-3ya.example` is, without a port"
+                );
             }
         }
         if let Some(endpoint) = &self.otlp.endpoint {
@@ -284,6 +289,8 @@ mod tests {
         check("kernel = \"maybe\"", "maybe");
         check("hosts_allowed = [\"http://a.example\"]", "hosts_allowed");
         check("hosts_allowed = [\"a.example:80\"]", "hosts_allowed");
+        check("hosts_allowed = [\"*.example\"]", "hosts_allowed");
+        check("hosts_allowed = [\"münchen.example\"]", "hosts_allowed");
         check("kernel_overhead_max = 2.0", "kernel_overhead_max");
     }
 

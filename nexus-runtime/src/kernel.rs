@@ -87,6 +87,18 @@ impl Kernel {
         Ok(())
     }
 
+    /// Watches as much as is wanted, where that failed before.
+    pub fn settle(&self) {
+        let (Some(probes), Ok(_alone)) = (&self.probes, self.measuring.try_lock()) else { return };
+        let (level, reason) = self.wanted();
+        if probes.level() != level {
+            match probes.set_level(level, &reason) {
+                Ok(()) => tracing::info!(?level, "the probes are as they should be again"),
+                Err(error) => tracing::warn!(%error, ?level, "the probes are not as they should be; trying again"),
+            }
+        }
+    }
+
     /// What the probes cost, when it was last measured.
     pub fn overhead(&self) -> Option<Overhead> {
         self.measured.lock().clone()

@@ -106,11 +106,12 @@ pub async fn measure(
     let measured = windows(probes, work, window, rounds, stop).await;
     // Whatever happened: as it was before.
     let (level, reason) = kernel.wanted();
-    probes.set_level(level, &reason)?;
+    tokio::task::block_in_place(|| probes.set_level(level, &reason))?;
     let (cpu, done) = measured?;
     let mut costs = Vec::new();
     for (at, mode) in [(1, KernelMode::Counts), (2, KernelMode::Full)] {
-        if probes.families()[0].1.is_err() && mode == KernelMode::Full {
+        let [(_, scheduling), (_, page_faults), _] = probes.families();
+        if scheduling.is_err() && page_faults.is_err() && mode == KernelMode::Full {
             continue;
         }
         let ratio = median(cpu.iter().map(|round| round[at] / round[0] - 1.0));
@@ -150,7 +151,8 @@ async fn windows(
         for turn in 0..LEVELS.len() {
             // Each is first, second and last as often as the others: the load may drift.
             let at = (round + turn) % LEVELS.len();
-            probes.set_level(LEVELS[at], "taken away for a moment, to measure what the probes cost")?;
+            let reason = "taken away for a moment, to measure what the probes cost";
+            tokio::task::block_in_place(|| probes.set_level(LEVELS[at], reason))?;
             tokio::time::sleep(SETTLE).await;
             let (before, done) = (process_cpu_ns(), work.count());
             wait(window, stop).await?;
@@ -180,10 +182,12 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-/// The most that is told for a budget, where the measurement says so; nothing where even counting costs more.
+/// The most that is told for a budget, where the measurement says so; nothing where even counting costs more. What is not
+/// there to be told costs nothing.
 pub fn level_for(overhead: &Overhead, ratio_max: f64) -> Level {
     let fits = |mode: KernelMode| overhead.costs.iter().any(|cost| cost.mode == mode && cost.ratio <= ratio_max);
-    if fits(KernelMode::Full) {
+    let only_counts = !overhead.costs.iter().any(|cost| cost.mode == KernelMode::Full);
+    if fits(KernelMode::Full) || (only_counts && fits(KernelMode::Counts)) {
         Level::Full
     } else if fits(KernelMode::Counts) {
         Level::Counts
@@ -209,6 +213,10 @@ mod tests {
         assert_eq!(level_for(&measured(0.01, 0.03), 0.02), Level::Counts);
         assert_eq!(level_for(&measured(0.03, 0.03), 0.02), Level::Off);
         assert_eq!(level_for(&measured(-0.01, -0.02), 0.0), Level::Full);
+        let mut only_counts = measured(0.01, 0.0);
+        only_counts.costs.pop();
+        assert_eq!(level_for(&only_counts, 0.02), Level::Full, "nothing is taken away that is not there");
+        assert_eq!(level_for(&only_counts, 0.001), Level::Off);
     }
 
     #[test]

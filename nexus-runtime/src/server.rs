@@ -197,6 +197,7 @@ async fn listen_to_probes(kernel: Arc<Kernel>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = period.tick() => {}
         }
+        kernel.settle();
         let Some(failures) = kernel.failures() else { return };
         let now = failures.values().sum();
         if now > before {

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::time::{ClockId, clock_gettime};
 
 /// What the kernel took for its clock: it checks that the counters of all CPUs agree and never stop before it takes them.
-#[cfg(target_arch = "x86_64")]
 const CLOCK_SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 
 /// How long a rate is used before it is measured again, in ticks: a second, at a gigahertz.
@@ -29,7 +28,17 @@ pub(crate) fn ticks() -> u64 {
 #[inline]
 fn counter_is_trusted() -> bool {
     static TRUSTED: OnceLock<bool> = OnceLock::new();
-    *TRUSTED.get_or_init(|| std::fs::read_to_string(CLOCK_SOURCE).is_ok_and(|source| source.trim() == "tsc"))
+    *TRUSTED.get_or_init(|| clock_source() == "tsc")
+}
+
+/// Whether looking at the clock makes no system call.
+pub(crate) fn clock_is_read_without_a_call() -> bool {
+    // The sources that the kernel's vDSO can read.
+    ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter"].contains(&clock_source().as_str())
+}
+
+fn clock_source() -> String {
+    std::fs::read_to_string(CLOCK_SOURCE).unwrap_or_default().trim().to_owned()
 }
 
 /// Now on the monotonic clock, which is the probes' too, in nanoseconds.

@@ -11,6 +11,6 @@ mod mapping;
 mod signals;
 
 pub(crate) use bpf::{recursion_misses, run_here};
-pub(crate) use clock::{Rate, monotonic_ns, ticks};
+pub(crate) use clock::{Rate, clock_is_read_without_a_call, monotonic_ns, ticks};
 pub(crate) use mapping::{SlotCells, SlotMap, StatCells};
 pub(crate) use signals::SignalForwarding;

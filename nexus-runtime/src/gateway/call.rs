@@ -29,14 +29,17 @@ pub async fn call(State(gateway): State<Shared>, request: Request) -> Result<Res
     let view = gateway.line.catalog.view();
     let entry = view.get(&name).cloned().ok_or_else(|| Problem::not_found("function", &name))?;
     let version = entry.function.current().cloned().ok_or_else(|| Problem::not_found("function", &name))?;
-    let Ok(turn) = entry.calls.clone().try_acquire_owned() else {
+    let busy = || {
         gateway.line.telemetry.metrics.refused("calls");
         let detail = format!(
             "as many calls of {name} run and wait as may ({} and {}); try again shortly",
             entry.config.limits.concurrency, gateway.limits.calls_waiting_max
         );
-        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(1));
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(1)
     };
+    if entry.calls.available_permits() == 0 {
+        return Err(busy());
+    }
     let (head, incoming_body) = request.into_parts();
     let parent = decode::trace_context(&head.headers);
     let mut headers = head.headers;
@@ -47,6 +50,8 @@ pub async fn call(State(gateway): State<Shared>, request: Request) -> Result<Res
         headers,
         body: body::read(incoming_body, gateway.limits.body_bytes_max, gateway.patience()).await?,
     };
+    // Only now: a client that sends its body slowly keeps nobody out.
+    let turn = entry.calls.clone().try_acquire_owned().map_err(|_| busy())?;
 
     let event_id = uuid::Uuid::now_v7().as_simple().to_string();
     let event = http_event::event_of(&name, &event_id, &http);

@@ -1,6 +1,7 @@
 //! Who may drive the control API through a browser: this server's own pages, and nobody else's.
 //!
-//! There are two ways in for a page of another site. It may send a request across origins, which the Origin header tells.
+//! There are two ways in for a page of another site. It may send a request across origins, which the Origin header tells, or
+//! where there is none Sec-Fetch-Site.
 //! Or its name may be made to point here after it was loaded (DNS rebinding): then its requests are of one origin and, for
 //! GET, have no Origin header at all, but the Host header still has that name. So only names that nobody else can point
 //! here are answered.
@@ -43,12 +44,16 @@ impl Hosts {
 
 /// Refuses what a page of another site sends through its visitor's browser.
 pub async fn own_clients(State(gateway): State<Shared>, request: Request, next: Next) -> Response {
-    let refuse = |kind, detail| Problem::new(StatusCode::FORBIDDEN, kind, detail).into_response();
+    let refuse = |kind, detail: String| Problem::new(StatusCode::FORBIDDEN, kind, detail).into_response();
     // A target with a host of its own counts before the header (RFC 9112, section 3.2.2).
     let host = match request.uri().authority() {
         Some(authority) => Some(authority.as_str().to_owned()),
         None => request.headers().get(header::HOST).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()),
     };
+    if is_subresource_of_another_site(request.headers()) {
+        let detail = "requests from pages of other sites are not taken; the API is for this server's own pages";
+        return refuse("cross-origin", detail.into());
+    }
     // A client without a Host header is no browser.
     if let Some(host) = &host
         && !gateway.hosts.admit(host)
@@ -64,6 +69,14 @@ pub async fn own_clients(State(gateway): State<Shared>, request: Request, next: 
         return refuse("cross-origin", detail);
     }
     next.run(request).await
+}
+
+/// A browser says so itself when another site's page wants something, also where it sends no Origin: an image, a script. To go
+/// to one of our pages by a link is everybody's right.
+fn is_subresource_of_another_site(headers: &HeaderMap) -> bool {
+    let value = |name: &str| headers.get(name).map(|v| v.as_bytes());
+    matches!(value("sec-fetch-site"), Some(b"cross-site" | b"same-site"))
+        && value("sec-fetch-mode") != Some(b"navigate")
 }
 
 /// The origin of the page that the request comes from, if it is another than this server's.

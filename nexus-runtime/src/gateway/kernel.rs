@@ -59,12 +59,18 @@ pub async fn measure(State(gateway): State<Shared>, Query(wanted): Query<Wanted>
         let detail = format!("`seconds` must be 3 to {SECONDS_MAX}, not {seconds}");
         return Err(Problem::bad_request("invalid-query", detail));
     }
-    let kernel = &gateway.line.kernel;
-    let work = &gateway.line.telemetry.metrics.work;
     // Many short rounds: what drifts slowly is the same in all windows of one.
     let rounds = u32::try_from(seconds).unwrap_or(3).min(60);
-    let measured = overhead::measure(kernel, work, Duration::from_secs(seconds), rounds, &gateway.stop).await?;
-    Ok(Json(measured).into_response())
+    let (line, stop) = (gateway.line.clone(), gateway.stop.clone());
+    // In a task of its own: a client that goes away must not leave the probes as they are in some window.
+    let measuring = tokio::spawn(async move {
+        let work = &line.telemetry.metrics.work;
+        overhead::measure(&line.kernel, work, Duration::from_secs(seconds), rounds, &stop).await
+    });
+    match measuring.await {
+        Ok(measured) => Ok(Json(measured?).into_response()),
+        Err(panicked) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", panicked.to_string())),
+    }
 }
 
 impl From<OverheadError> for Problem {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::Shared;
 use super::extract::{Path, Query};
 use super::problem::Problem;
-use crate::profile::{self, ProfileError, Profiled};
+use crate::profile::{self, ProfileError};
 
 /// The longest profile that one request takes.
 const SECONDS_MAX: u64 = 300;
@@ -58,17 +58,29 @@ pub async fn take(
     }
     let view = gateway.line.catalog.view();
     let entry = view.get(&name).cloned().ok_or_else(|| Problem::not_found("function", &name))?;
-    let mut versions = Vec::new();
-    for version in &entry.function.versions {
-        // Of an old version that cannot be loaded nothing runs either.
+    let versions = entry.function.versions.iter().map(|v| v.version).collect();
+    let traces = matches!(format, Format::Pprof);
+    let wanted = profile::Wanted { function: name, versions, hz, duration: Duration::from_secs(seconds), traces };
+    let kernel = gateway.line.kernel.clone();
+    // Ends with the server, and with the client.
+    let stop = gateway.stop.child_token();
+    let _ended = stop.clone().drop_guard();
+    let taken = tokio::task::spawn_blocking(move || profile::take(&kernel, &wanted, &stop));
+    let internal = |panicked: tokio::task::JoinError| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", panicked.to_string())
+    };
+    let mut taken = taken.await.map_err(internal)??;
+    let mut loaded = Vec::new();
+    for version in taken.versions() {
+        // It ran just now, so it is loaded. If it was forgotten since, its frames stay without names.
+        let Some(version) = entry.function.version(version) else { continue };
         match gateway.line.catalog.ready(&entry, version).await {
-            Ok(ready) => versions.push(Profiled { version: version.version, loaded: ready.loaded }),
-            Err(error) => tracing::debug!(%name, version = version.version.0, %error, "not in the profile"),
+            Ok(ready) => loaded.push(ready.loaded),
+            Err(error) => tracing::debug!(version = version.version.0, %error, "its code has no names in the profile"),
         }
     }
-    let (kernel, stop) = (gateway.line.kernel.clone(), gateway.stop.clone());
-    let taken = tokio::task::spawn_blocking(move || {
-        let mut taken = profile::take(&kernel, &name, &versions, hz, Duration::from_secs(seconds), &stop)?;
+    let drawn = tokio::task::spawn_blocking(move || {
+        taken.name(&loaded);
         if taken.samples() == 0 && matches!(format, Format::Svg) {
             return Ok(None);
         }
@@ -79,7 +91,7 @@ pub async fn take(
             Format::Svg => ("image/svg+xml", taken.svg()?),
         }))
     });
-    match taken.await {
+    match drawn.await {
         Ok(Ok(Some((kind, body)))) => Ok(([(header::CONTENT_TYPE, kind)], body).into_response()),
         Ok(Ok(None)) => {
             let detail =
@@ -87,7 +99,7 @@ pub async fn take(
             Err(Problem::new(StatusCode::NOT_FOUND, "no-samples", detail))
         }
         Ok(Err(error)) => Err(error.into()),
-        Err(panicked) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", panicked.to_string())),
+        Err(panicked) => Err(internal(panicked)),
     }
 }
 

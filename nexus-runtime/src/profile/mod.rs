@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nexus_collector::Owner;
 use nexus_core::ids::{FunctionName, Version};
+use nexus_core::kernel::KernelMode;
 use nexus_core::trace::{SpanId, TraceContext, TraceId};
 use nexus_engine::Loaded;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ const FETCH_PERIOD: Duration = Duration::from_millis(50);
 /// The source file of the frame in which an invocation's work begins: the mark of its poll, which is inlined.
 const POLL: &str = "collector/src/account.rs";
 
-/// Different stacks that one profile keeps.
+/// Different stacks that one profile tells apart by their traces; it keeps twice as many.
 const STACKS_MAX: usize = 100_000;
 
 /// Why there is no profile.
@@ -56,14 +57,6 @@ fn tag(function: &FunctionName, version: Version) -> u64 {
     xxh3_64(format!("{function}@{version}").as_bytes()).max(1)
 }
 
-/// One version of a function, and its code.
-pub struct Profiled {
-    /// The version.
-    pub version: Version,
-    /// Where its code is in memory.
-    pub loaded: Arc<Loaded>,
-}
-
 /// The samples of one function, with names.
 pub struct Profile {
     function: FunctionName,
@@ -73,6 +66,20 @@ pub struct Profile {
     symbols: Symbols,
     stacks: HashMap<Stack, u64>,
     dropped: u64,
+}
+
+/// What a profile is taken of.
+pub struct Wanted {
+    /// The function.
+    pub function: FunctionName,
+    /// Its versions.
+    pub versions: Vec<Version>,
+    /// Samples a second on each CPU.
+    pub hz: u32,
+    /// For how long.
+    pub duration: Duration,
+    /// Whether samples are told apart by their traces.
+    pub traces: bool,
 }
 
 /// Where samples were, and for whom: the kernel's frames come before the program's, the innermost first.
@@ -85,36 +92,37 @@ struct Stack {
     user: Vec<u64>,
 }
 
-/// Takes a profile of a function for so long. Blocks: to be called where that is allowed.
-pub fn take(
-    kernel: &Kernel,
-    function: &FunctionName,
-    versions: &[Profiled],
-    hz: u32,
-    duration: Duration,
-    stop: &CancellationToken,
-) -> Result<Profile, ProfileError> {
-    let Some(probes) = kernel.probes() else {
-        let (_, reason) = kernel.mode();
+/// Takes a profile. Blocks: to be called where that is allowed. Its guest code has no names yet: see [`Profile::name`].
+pub fn take(kernel: &Kernel, wanted: &Wanted, stop: &CancellationToken) -> Result<Profile, ProfileError> {
+    let Wanted { function, versions, hz, duration, traces } = wanted;
+    let (mode, reason) = kernel.mode();
+    let (Some(probes), false) = (kernel.probes(), mode == KernelMode::Off) else {
         return Err(ProfileError::Off(reason.unwrap_or_default().into_owned()));
     };
-    let tags: HashMap<u64, Version> = versions.iter().map(|v| (tag(function, v.version), v.version)).collect();
+    if let [_, _, (_, Err(reason))] = probes.families() {
+        return Err(ProfileError::Off(reason.into_owned()));
+    }
+    let tags: HashMap<u64, Version> = versions.iter().map(|v| (tag(function, *v), *v)).collect();
     let (began, started) = (SystemTime::now(), Instant::now());
     let mut stacks: HashMap<Stack, u64> = HashMap::new();
     let mut dropped = 0;
-    let mut taken = probes.profile(hz)?.ok_or(ProfileError::Busy)?;
-    while started.elapsed() < duration && !stop.is_cancelled() {
+    let mut taken = probes.profile(*hz)?.ok_or(ProfileError::Busy)?;
+    while started.elapsed() < *duration && !stop.is_cancelled() {
         std::thread::sleep(FETCH_PERIOD.min(duration.saturating_sub(started.elapsed())));
         taken.drain(|sample| {
             let Some(version) = tags.get(&sample.owner.tag) else { return };
-            let stack = Stack {
+            let mut stack = Stack {
                 version: *version,
                 trace_id: sample.owner.trace_id,
                 span_id: sample.owner.span_id,
                 kernel: sample.kernel.to_vec(),
                 user: sample.user.to_vec(),
             };
-            if stacks.len() >= STACKS_MAX && !stacks.contains_key(&stack) {
+            // Every short invocation is a trace of its own: when there are too many, where it was counts more than whose.
+            if !traces || stacks.len() >= STACKS_MAX {
+                (stack.trace_id, stack.span_id) = Default::default();
+            }
+            if stacks.len() >= 2 * STACKS_MAX && !stacks.contains_key(&stack) {
                 dropped += 1;
             } else {
                 *stacks.entry(stack).or_default() += 1;
@@ -122,14 +130,27 @@ pub fn take(
         });
     }
     drop(taken);
-    let symbols = Symbols::new(versions.iter().flat_map(|v| v.loaded.code()).collect());
-    Ok(Profile { function: function.clone(), began, duration: started.elapsed(), hz, symbols, stacks, dropped })
+    let (function, symbols) = (function.clone(), Symbols::new(Vec::new()));
+    Ok(Profile { function, began, duration: started.elapsed(), hz: *hz, symbols, stacks, dropped })
 }
 
 impl Profile {
     /// How many samples it has.
     pub fn samples(&self) -> u64 {
         self.stacks.values().sum()
+    }
+
+    /// The versions that samples were seen of.
+    pub fn versions(&self) -> Vec<Version> {
+        let mut versions: Vec<_> = self.stacks.keys().map(|stack| stack.version).collect();
+        versions.sort_unstable();
+        versions.dedup();
+        versions
+    }
+
+    /// Gives the guest's code its names: that of the versions that were seen, as they are loaded.
+    pub fn name(&mut self, loaded: &[Arc<Loaded>]) {
+        self.symbols = Symbols::new(loaded.iter().flat_map(|loaded| loaded.code()).collect());
     }
 
     /// As pprof's protobuf, compressed, which `go tool pprof` and Pyroscope read. Samples carry the trace.
@@ -158,8 +179,9 @@ impl Profile {
     pub fn svg(&mut self) -> Result<Vec<u8>, ProfileError> {
         let folded = self.folded();
         let mut options = inferno::flamegraph::Options::default();
-        options.title =
-            format!("{}: {} samples in {:.1} s", self.function, self.samples(), self.duration.as_secs_f64());
+        let dropped = if self.dropped > 0 { format!(", {} more found no room", self.dropped) } else { String::new() };
+        let seconds = self.duration.as_secs_f64();
+        options.title = format!("{}: {} samples in {seconds:.1} s{dropped}", self.function, self.samples());
         options.count_name = "samples".into();
         let mut svg = Vec::new();
         inferno::flamegraph::from_lines(&mut options, folded.lines(), &mut svg)

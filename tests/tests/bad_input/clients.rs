@@ -164,6 +164,9 @@ async fn pages_of_other_sites_cannot_drive_the_api() {
         refused(origin, sent("/v1/replays", origin), 403, origin).await;
         let delete = server.request(Method::DELETE, "/v1/functions/victim").header("origin", origin);
         refused(origin, delete, 403, origin).await;
+        // An image or a script of another page has no Origin, but the browser says where it is from.
+        let image = server.request(Method::GET, "/v1/functions/victim/profile").header("sec-fetch-site", "cross-site");
+        refused(origin, image.header("sec-fetch-mode", "no-cors"), 403, "other sites").await;
         let (status, answer) = server.answer(sent("/fn/victim/status/204", origin)).await;
         assert_eq!(status, 204, "a function decides for itself whom it serves: {answer}");
     }
@@ -175,6 +178,9 @@ async fn pages_of_other_sites_cannot_drive_the_api() {
     assert_eq!(state(&server).await[2], before[2], "the function is as it was");
     let (status, answer) = server.answer(sent("/v1/events", server.url())).await;
     assert_eq!(status, 202, "its own page may: {answer}");
+    let link = server.request(Method::GET, "/").header("sec-fetch-site", "cross-site");
+    let link = link.header("sec-fetch-mode", "navigate").send().await.expect("an answer");
+    assert_eq!(link.status(), 200, "a link from elsewhere leads here");
 }
 
 /// DNS rebinding: a page of another site whose name was made to point here is of one origin with the server.

@@ -94,8 +94,21 @@ async fn calls_that_wait_for_one_function_do_not_take_the_places_of_all() {
     for call in calls {
         assert_eq!(call.await.expect("a task").expect("an answer").status(), 200);
     }
+    // Who sends a body slowly keeps nobody out.
+    let address = server.url().trim_start_matches("http://").to_owned();
+    let slow: Vec<_> = (0..4)
+        .map(|_| {
+            use std::io::Write as _;
+            let mut stream = std::net::TcpStream::connect(&address).expect("connect");
+            stream.write_all(b"POST /fn/slow/ HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx").expect("half a call");
+            stream
+        })
+        .collect();
     // Their places are free again.
-    assert_eq!(server.request(Method::GET, &path).send().await.expect("an answer").status(), 200);
+    for _ in 0..20 {
+        assert_eq!(server.request(Method::GET, &path).send().await.expect("an answer").status(), 200);
+    }
+    drop(slow);
 }
 
 #[tokio::test]
