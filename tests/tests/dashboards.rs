@@ -64,7 +64,10 @@ async fn every_metric_is_on_the_page() {
     for (path, text) in dashboards() {
         for name in metrics(&text) {
             names += 1;
-            let kernels = name.starts_with("nexus_syscall");
+            let kernels =
+                ["nexus_syscall", "nexus_on_cpu", "nexus_run_queue", "nexus_off_cpu", "nexus_kernel_unattributed"]
+                    .iter()
+                    .any(|kernels| name.starts_with(kernels));
             assert!(
                 there.contains(name.as_str()) || kernels && !watched,
                 "{name} of {} is not on the page",

@@ -61,10 +61,15 @@ async fn no_account_lies_while_the_probes_come_and_go() {
             })
         })
         .collect();
-    let measured = server.request(Method::POST, "/v1/kernel/overhead?seconds=6").send().await.expect("an answer");
-    let status = measured.status();
-    let measured: serde_json::Value = measured.json().await.expect("JSON");
-    assert_eq!(status, 200, "{measured}");
+    // A disk that stalls for a moment leaves a window without work.
+    let measured = until("a measurement", || async {
+        let measured = server.request(Method::POST, "/v1/kernel/overhead?seconds=6").send().await.expect("an answer");
+        if measured.status() == 409 {
+            return None;
+        }
+        Some(measured.json::<serde_json::Value>().await.expect("JSON"))
+    })
+    .await;
     done.store(true, Ordering::Relaxed);
     for load in load {
         let (whole, others) = load.await.expect("the load");
