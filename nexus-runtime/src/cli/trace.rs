@@ -158,7 +158,9 @@ fn kernel_rows(span: &Span, depth: usize) {
         let reason = span.attributes.get("nexus.kernel.reason").and_then(Value::as_str).unwrap_or("unknown");
         return say!("{indent}{}", style::paint(&format!("kernel: not watched ({})", style::safe(reason)), 2));
     }
-    let time = |name: &str| span.attributes.get(&format!("nexus.time.{name}")).and_then(Value::as_i64);
+    // OTLP's JSON has 64-bit numbers as text.
+    let signed = |value: &Value| value.as_i64().or_else(|| value.as_str()?.parse().ok());
+    let time = |name: &str| span.attributes.get(&format!("nexus.time.{name}")).and_then(signed);
     if let Some(parts) = times(time) {
         say!("{}", style::paint(&format!("{indent}kernel: {parts}"), 2));
     }
