@@ -128,7 +128,7 @@ impl Account {
         }
         let tally = self.tally.lock();
         let changed = slots.changes() != self.watched.change;
-        let missed = self.missed.load(Ordering::Relaxed) || !slots.is_attached() || changed;
+        let missed = self.missed.load(Ordering::Relaxed) || changed || !slots.saw_all();
         let mut account = KernelAccount {
             complete: Some(!missed && tally.lost == 0),
             lost: Some(tally.lost),

@@ -1,6 +1,7 @@
 //! What can go wrong with the probes, and what to do about it.
 
 use std::io;
+use std::path::PathBuf;
 
 use aya::EbpfError;
 use aya::maps::MapError;
@@ -73,6 +74,14 @@ pub enum ProbesError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The collector that was asked to load them cannot be reached, has ended, or says no.
+    #[error("the collector at {}: {why}", .socket.display())]
+    Collector {
+        /// Where it listens.
+        socket: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// The probes run, but do not count right.
     #[error("the probes counted {counted} of {expected} calls of the self-test")]
     SelfTest {
@@ -130,6 +139,9 @@ pub enum SlotsFull {
         /// The thread.
         tid: u32,
     },
+    /// The collector does not take the thread: it has ended, most likely.
+    #[error("the collector does not answer, or does not know this thread")]
+    Collector,
     /// The kernel did not tell by which id it knows the thread.
     #[error("the kernel does not tell this thread's id (errno {errno})")]
     IdUnknown {

@@ -7,8 +7,10 @@
 mod account;
 mod attach;
 mod btf;
+mod daemon;
 mod embedded;
 mod error;
+mod loaded;
 mod mark;
 mod messages;
 mod names;
@@ -16,13 +18,17 @@ pub mod observe;
 mod probes;
 mod profile;
 mod raw;
+mod remote;
 mod slots;
 mod status;
 mod tasks;
+mod threads;
 mod tracked;
+mod wire;
 
 pub use account::{Account, KernelSource, SLOW_CALLS_MAX};
 pub use btf::BtfError;
+pub use daemon::{Daemon, DaemonConfig, DaemonError, DaemonStats};
 pub use embedded::object;
 pub use error::{ObjectError, ProbesError, SlotsFull};
 pub use names::syscall_name;

@@ -11,6 +11,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use nexus_core::kernel::SyscallStats;
 use nexus_ebpf_common::{RECORDS_MAX, SYSCALLS_MAX, SchedCounts};
+use rustix::process::getppid;
 
 use crate::account::{Account, SlowCall};
 use crate::error::SlotsFull;
@@ -126,6 +127,20 @@ pub(crate) fn unregister(slots: &Arc<Slots>) {
         if ours && thread.depth == 0 { thread.registration.take() } else { None }
     });
     drop(registration);
+}
+
+/// Whether the probes see the current thread, by a system call. `false` also if it has no slot of `slots`.
+pub(crate) fn is_seen(slots: &Arc<Slots>) -> bool {
+    let seen = THREAD.try_with(|thread| {
+        let thread = thread.try_borrow().ok()?;
+        let ours = thread.registration.as_ref().filter(|registration| Arc::ptr_eq(&registration.slots, slots))?;
+        let entered = &slots.slot(ours.index).enter_ts_ns;
+        let before = entered.load(Ordering::Relaxed);
+        let _ = getppid();
+        compiler_fence(Ordering::SeqCst);
+        Some(entered.load(Ordering::Relaxed) != before)
+    });
+    seen.ok().flatten().unwrap_or(false)
 }
 
 /// Makes the current thread work for `account` until the mark is dropped.

@@ -6,12 +6,17 @@ use nexus_ebpf_common::{Owner, Sample};
 use parking_lot::MutexGuard;
 use zerocopy::FromBytes as _;
 
+use crate::error::ProbesError;
+use crate::loaded::Loaded;
+use crate::remote::{Remote, RemoteProfile};
+
 /// A profile that is being taken; dropping it ends that. Its samples lie in a ring that must be emptied several times a
 /// second, by [`Profile::drain`]; what finds no room is counted among the failures, as `samples_full`.
-pub struct Profile<'a> {
-    // Fields are dropped in order: the clocks have stopped when the next profile may begin.
-    _links: Vec<PerfEventLink>,
-    samples: MutexGuard<'a, RingBuf<MapData>>,
+pub struct Profile<'a>(Side<'a>);
+
+enum Side<'a> {
+    Here(Ring<'a>),
+    Collector(RemoteProfile<'a>),
 }
 
 /// Where a thread was when the clock struck.
@@ -19,7 +24,8 @@ pub struct Profile<'a> {
 pub struct Stacks<'a> {
     /// Whose work it was.
     pub owner: Owner,
-    /// The kernel's frames, innermost first; empty where the thread was in user space.
+    /// The kernel's frames, innermost first; empty where the thread was in user space. A collector keeps the kernel's
+    /// addresses to itself: then there is one frame, 0.
     pub kernel: &'a [u64],
     /// The program's frames, innermost first. They are walked by frame pointers.
     pub user: &'a [u64],
@@ -32,21 +38,60 @@ impl std::fmt::Debug for Profile<'_> {
 }
 
 impl<'a> Profile<'a> {
-    pub(crate) fn new(samples: MutexGuard<'a, RingBuf<MapData>>, links: Vec<PerfEventLink>) -> Self {
-        Self { samples, _links: links }
+    pub(crate) fn here(loaded: &'a Loaded, hz: u32) -> Result<Option<Self>, ProbesError> {
+        Ok(Ring::begin(loaded, hz)?.map(|ring| Self(Side::Here(ring))))
+    }
+
+    pub(crate) fn remote(remote: &'a Remote, hz: u32) -> Result<Option<Self>, ProbesError> {
+        Ok(remote.profile(hz)?.map(|profile| Self(Side::Collector(profile))))
     }
 
     /// Hands over the samples that came since the last time.
-    pub fn drain(&mut self, mut each: impl FnMut(Stacks<'_>)) {
-        while let Some(item) = self.samples.next() {
-            let Ok(sample) = Sample::read_from_bytes(&item) else {
-                tracing::error!(bytes = item.len(), "a sample of another size than expected");
-                continue;
-            };
-            let frames = |bytes: i32, max: usize| usize::try_from(bytes / 8).unwrap_or(0).min(max);
-            let user = frames(sample.user_bytes, sample.user.len());
-            let kernel = frames(sample.kernel_bytes, sample.kernel.len());
-            each(Stacks { owner: sample.owner, kernel: &sample.kernel[..kernel], user: &sample.user[..user] });
+    pub fn drain(&mut self, mut each: impl FnMut(Stacks<'_>)) -> Result<(), ProbesError> {
+        match &mut self.0 {
+            Side::Here(ring) => while ring.next(|sample| hand_over(sample, &mut each)) {},
+            Side::Collector(profile) => {
+                while let Some(samples) = profile.fetch()? {
+                    samples.chunks_exact(size_of::<Sample>()).for_each(|sample| hand_over(sample, &mut each));
+                }
+            }
         }
+        Ok(())
+    }
+}
+
+fn hand_over(bytes: &[u8], each: &mut impl FnMut(Stacks<'_>)) {
+    let Ok(sample) = Sample::read_from_bytes(bytes) else {
+        return tracing::error!(bytes = bytes.len(), "a sample of another size than expected");
+    };
+    let frames = |bytes: i32, max: usize| usize::try_from(bytes / 8).unwrap_or(0).min(max);
+    let user = frames(sample.user_bytes, sample.user.len());
+    let kernel = frames(sample.kernel_bytes, sample.kernel.len());
+    each(Stacks { owner: sample.owner, kernel: &sample.kernel[..kernel], user: &sample.user[..user] });
+}
+
+/// The ring of samples while the clocks strike.
+pub(crate) struct Ring<'a> {
+    // Fields are dropped in order: the clocks have stopped when the next profile may begin.
+    _links: Vec<PerfEventLink>,
+    samples: MutexGuard<'a, RingBuf<MapData>>,
+}
+
+impl<'a> Ring<'a> {
+    /// Lets the clocks strike. `None` while they do for another.
+    pub(crate) fn begin(loaded: &'a Loaded, hz: u32) -> Result<Option<Self>, ProbesError> {
+        let Some(samples) = loaded.samples.try_lock() else { return Ok(None) };
+        let links = loaded.attach_sample(hz)?;
+        let mut ring = Self { samples, _links: links };
+        // What a profile before left behind is not this one's.
+        while ring.next(|_| {}) {}
+        Ok(Some(ring))
+    }
+
+    /// Hands over the next sample, if there is one.
+    pub(crate) fn next(&mut self, each: impl FnOnce(&[u8])) -> bool {
+        let Some(item) = self.samples.next() else { return false };
+        each(&item);
+        true
     }
 }

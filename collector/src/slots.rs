@@ -12,12 +12,14 @@ use std::time::Instant;
 
 use nexus_core::kernel::SyscallStats;
 use nexus_ebpf_common::{ENTER_NONE, SYSCALLS_MAX, TASK_UNTRACKED};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
 
 use crate::error::SlotsFull;
 use crate::mark;
 use crate::names::slot_syscall_name;
 use crate::raw::{Rate, SlotCells, SlotMap, StatCells, monotonic_ns};
+use crate::remote::Remote;
 use crate::tasks::Tasks;
 
 /// The slots of all threads of this process.
@@ -25,7 +27,7 @@ use crate::tasks::Tasks;
 /// A forked child that goes on without `execve` must not use them: the mapping is shared with its parent.
 pub struct Slots {
     map: SlotMap,
-    tasks: Arc<Tasks>,
+    registrar: Registrar,
     free: Mutex<Vec<u32>>,
     runtime: Box<[Mutex<RuntimeSide>]>,
     slow_ns: u64,
@@ -33,6 +35,8 @@ pub struct Slots {
     attributed: Box<[AtomicU64]>,
     detail: Detail,
     watched: Mutex<Watched>,
+    /// Held by whoever changes the level.
+    changing: Mutex<()>,
     /// [`Watched::level`] and [`Watched::change`], for looking only.
     level: AtomicU8,
     change: AtomicU32,
@@ -42,8 +46,44 @@ pub struct Slots {
     rate: Rate,
 }
 
+/// Who tells the probes which thread has which slot.
+pub(crate) enum Registrar {
+    /// This process, in the map itself.
+    Here(Arc<Tasks>),
+    /// A collector, which is asked to.
+    Collector(Arc<Remote>),
+}
+
+impl Registrar {
+    /// Notes that the current thread has a slot; returns its id as the kernel has it, if that is known here.
+    fn register(&self, index: u32) -> Result<u32, SlotsFull> {
+        match self {
+            Self::Here(tasks) => {
+                let tid = tasks.current().map_err(SlotsFull::refused)?;
+                tasks.set(tid, index + 1).map_err(|_| SlotsFull::TidOutOfRange { tid })?;
+                Ok(tid)
+            }
+            Self::Collector(remote) => remote.register(index).map(|()| 0),
+        }
+    }
+
+    /// Takes that back.
+    fn unregister(&self, index: u32, tid: u32) {
+        // It cannot fail: it did not before.
+        let failed = match self {
+            Self::Here(tasks) => tasks.set(tid, TASK_UNTRACKED).err().map(|error| error.to_string()),
+            // A collector that has ended has taken it back.
+            Self::Collector(remote) if remote.is_gone() => None,
+            Self::Collector(remote) => remote.unregister(index).err().map(|error| error.to_string()),
+        };
+        if let Some(error) = failed {
+            tracing::warn!(error, tid, "could not withdraw a thread from the probes");
+        }
+    }
+}
+
 /// What the probes tell beside system calls, or why they do not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Detail {
     pub(crate) scheduling: Result<(), Cow<'static, str>>,
     pub(crate) page_faults: Result<(), Cow<'static, str>>,
@@ -59,7 +99,8 @@ impl Detail {
 }
 
 /// How much is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Level {
     /// Nothing.
@@ -96,11 +137,11 @@ impl std::fmt::Debug for Slots {
 }
 
 impl Slots {
-    pub(crate) fn new(map: SlotMap, tasks: Arc<Tasks>, slow_ns: u64, detail: Detail) -> Self {
+    pub(crate) fn new(map: SlotMap, registrar: Registrar, slow_ns: u64, detail: Detail) -> Self {
         let threads_max = map.slots().len();
         Self {
             map,
-            tasks,
+            registrar,
             // Taken from the end: the first thread gets slot 0.
             free: Mutex::new((0..threads_max as u32).rev().collect()),
             runtime: (0..threads_max).map(|_| Mutex::default()).collect(),
@@ -108,6 +149,7 @@ impl Slots {
             attributed: (0..threads_max).map(|_| AtomicU64::new(0)).collect(),
             detail,
             watched: Mutex::new(Watched { level: Level::Full, reason: "".into(), change: 0 }),
+            changing: Mutex::new(()),
             level: AtomicU8::new(Level::Full as u8),
             change: AtomicU32::new(0),
             attached: AtomicBool::new(true),
@@ -138,7 +180,7 @@ impl Slots {
         self.threads_max() - self.free.lock().len() as u32
     }
 
-    /// Whether the probes are attached. They are until [`crate::Probes`] is dropped.
+    /// Whether the probes are attached. They are until [`crate::Probes`] is dropped, or the collector that loaded them ends.
     pub fn is_attached(&self) -> bool {
         self.attached.load(Ordering::Relaxed)
     }
@@ -243,6 +285,27 @@ impl Slots {
         self.attached.store(false, Ordering::Relaxed);
     }
 
+    /// Whoever wants to change the level waits for who does.
+    pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock()
+    }
+
+    /// The collector that loaded the probes has ended. Nothing is watched from now on.
+    pub(crate) fn set_lost(&self, reason: &str) {
+        let _alone = self.changing();
+        self.set_detached();
+        self.set_level(Level::Off, reason);
+    }
+
+    /// Whether everything up to now was seen. Probes of this process stay as long as it wants them. Those of a collector are
+    /// gone the moment that it is, which may not be known here yet: so a system call is made, to see whether it is seen.
+    pub(crate) fn saw_all(self: &Arc<Self>) -> bool {
+        match &self.registrar {
+            Registrar::Here(_) => self.is_attached(),
+            Registrar::Collector(remote) => self.is_attached() && (mark::is_seen(self) || remote.answers()),
+        }
+    }
+
     /// A moment on the probes' clock.
     pub(crate) fn monotonic_ns(&self, at: Instant) -> u64 {
         let (instant, ns) = self.epoch;
@@ -276,11 +339,7 @@ impl Slots {
             side.generation = (side.generation + 2) & !1;
             slot.generation.store(side.generation, Ordering::Release);
         }
-        let registered = self.tasks.current().map_err(SlotsFull::refused).and_then(|tid| {
-            let noted = self.tasks.set(tid, index + 1);
-            noted.map(|()| tid).map_err(|_| SlotsFull::TidOutOfRange { tid })
-        });
-        match registered {
+        match self.registrar.register(index) {
             Ok(tid) => Ok((index, tid)),
             Err(error) => {
                 self.give_back(index);
@@ -291,10 +350,8 @@ impl Slots {
 
     /// Gives the current thread's slot back.
     pub(crate) fn release(&self, index: u32, tid: u32) {
-        // From here on the probes leave the slot alone, so that the numbers are final. It cannot fail: it did not before.
-        if let Err(error) = self.tasks.set(tid, TASK_UNTRACKED) {
-            tracing::warn!(%error, tid, "could not withdraw a thread from the probes");
-        }
+        // From here on the probes leave the slot alone, so that the numbers are final.
+        self.registrar.unregister(index, tid);
         self.drain_runtime(index);
         self.give_back(index);
     }

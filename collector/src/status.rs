@@ -7,7 +7,8 @@ use aya::maps::{Array, MapData};
 
 use crate::btf;
 use crate::error::ProbesError;
-use crate::probes::{Probes, ProbesConfig, in_first_pid_namespace, read_btf};
+use crate::loaded::{in_first_pid_namespace, read_btf};
+use crate::probes::{Probes, ProbesConfig};
 
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;

@@ -67,6 +67,8 @@ pub struct Config {
     pub kernel: KernelWanted,
     /// How much it tells.
     pub kernel_detail: KernelDetail,
+    /// The socket of a `nexus-collector`, which loads the probes where this process may not. None: it loads them itself.
+    pub collector: Option<PathBuf>,
     /// What the probes may cost, as a part of the processor time without them: measured now and then, they tell as much as
     /// that pays for. None: they tell all they can.
     pub kernel_overhead_max: Option<f64>,
@@ -167,6 +169,7 @@ impl Default for Config {
             data_dir: PathBuf::from("nexus-data"),
             kernel: KernelWanted::default(),
             kernel_detail: KernelDetail::default(),
+            collector: None,
             kernel_overhead_max: None,
             slow_syscall_us: 50,
             log_format: LogFormat::default(),

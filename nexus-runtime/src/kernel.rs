@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,15 +10,16 @@ use nexus_collector::{Account, KernelSource, Ledger, Level, Owner, Probes, Probe
 use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
 use nexus_core::mark::{Marker, Unmarked};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::config::{Config, KernelDetail, KernelWanted};
 use crate::overhead::Overhead;
 
 /// The probes, or why there are none.
 pub struct Kernel {
-    source: KernelSource,
-    probes: Option<Probes>,
+    found: RwLock<Found>,
+    /// The collector that loads the probes, and what it is asked for; none: this process does by itself.
+    collector: Option<(PathBuf, ProbesConfig)>,
     /// How much is wanted when nothing is being measured, and why it is not more.
     wanted: Mutex<(Level, Cow<'static, str>)>,
     /// Held while the probes are taken away and put back.
@@ -27,48 +29,81 @@ pub struct Kernel {
     pub overhead_max: Option<f64>,
 }
 
+/// What there is now. It changes only where a collector comes and goes.
+struct Found {
+    source: KernelSource,
+    probes: Option<Arc<Probes>>,
+}
+
 impl Kernel {
     /// Loads the probes as wanted. With [`KernelWanted::Auto`] their absence is a reason that every span carries.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
         let wanted = config.kernel;
-        let with = |source, probes| Self {
-            source,
-            probes,
-            wanted: Mutex::new((Level::Full, Cow::Borrowed(""))),
-            measuring: tokio::sync::Mutex::default(),
-            measured: Mutex::default(),
-            overhead_max: config.kernel_overhead_max,
-        };
-        let off = |reason: String| with(KernelSource::Off(reason.into()), None);
-        if wanted == KernelWanted::Off {
-            return Ok(off("switched off by configuration".into()));
-        }
         let probes = ProbesConfig {
             slow_threshold: Duration::from_micros(config.slow_syscall_us),
             scheduling: config.kernel_detail == KernelDetail::Full,
             ..ProbesConfig::default()
         };
-        match Probes::load(&probes) {
-            Ok(probes) => Ok(with(probes.source(), Some(probes))),
-            Err(error) if wanted == KernelWanted::Required => Err(error.into()),
-            Err(error) => Ok(off(error.to_string())),
-        }
+        let loaded = match (&config.collector, wanted) {
+            (_, KernelWanted::Off) => Err(None),
+            (Some(socket), _) => Probes::connect(socket, &probes).map_err(Some),
+            (None, _) => Probes::load(&probes).map_err(Some),
+        };
+        let found = match loaded {
+            Ok(probes) => Found { source: probes.source(), probes: Some(Arc::new(probes)) },
+            Err(Some(error)) if wanted == KernelWanted::Required => return Err(error.into()),
+            Err(Some(error)) => Found { source: KernelSource::Off(error.to_string().into()), probes: None },
+            Err(None) => {
+                Found { source: KernelSource::Off("switched off by configuration".into()), probes: None }
+            }
+        };
+        let collector = config.collector.clone().filter(|_| wanted != KernelWanted::Off);
+        Ok(Self {
+            found: RwLock::new(found),
+            collector: collector.map(|socket| (socket, probes)),
+            wanted: Mutex::new((Level::Full, Cow::Borrowed(""))),
+            measuring: tokio::sync::Mutex::default(),
+            measured: Mutex::default(),
+            overhead_max: config.kernel_overhead_max,
+        })
     }
 
     /// How much is watched, and why it is not more.
     pub fn mode(&self) -> (KernelMode, Option<Cow<'static, str>>) {
-        let (account, _) = Account::new(&self.source, Instant::now()).snapshot(Instant::now());
+        let source = self.found.read().source.clone();
+        let (account, _) = Account::new(&source, Instant::now()).snapshot(Instant::now());
         (account.mode, account.reason)
     }
 
     /// The probes, if there are any.
-    pub fn probes(&self) -> Option<&Probes> {
-        self.probes.as_ref()
+    pub fn probes(&self) -> Option<Arc<Probes>> {
+        self.found.read().probes.clone()
+    }
+
+    /// Whether a collector loads the probes, which comes and goes as it likes.
+    pub fn has_collector(&self) -> bool {
+        self.collector.is_some()
+    }
+
+    /// Gets probes of the collector anew, if it was not there or has ended. Blocks for as long as it takes to load them.
+    pub fn reconnect(&self) {
+        let Some((socket, config)) = &self.collector else { return };
+        if self.probes().is_some_and(|probes| probes.is_attached()) {
+            return;
+        }
+        match Probes::connect(socket, config) {
+            Ok(probes) => {
+                tracing::info!(socket = %socket.display(), "the collector is there; the kernel is watched from now on");
+                *self.found.write() = Found { source: probes.source(), probes: Some(Arc::new(probes)) };
+            }
+            // Accounts say so.
+            Err(error) => self.found.write().source = KernelSource::Off(error.to_string().into()),
+        }
     }
 
     /// A new account for one invocation; `owner` says whose, in profiles.
     pub fn account(&self, started: Instant, owner: Owner) -> Watch {
-        match &self.source {
+        match &self.found.read().source {
             KernelSource::Off(reason) => Watch::Off(reason.clone()),
             source => Watch::On(Account::of(source, started, owner)),
         }
@@ -81,7 +116,7 @@ impl Kernel {
 
     /// Watches less from now on, or more again.
     pub fn want(&self, level: Level, reason: String) -> Result<(), nexus_collector::ProbesError> {
-        let Some(probes) = &self.probes else { return Ok(()) };
+        let Some(probes) = self.probes() else { return Ok(()) };
         probes.set_level(level, &reason)?;
         *self.wanted.lock() = (level, reason.into());
         Ok(())
@@ -89,7 +124,10 @@ impl Kernel {
 
     /// Watches as much as is wanted, where that failed before.
     pub fn settle(&self) {
-        let (Some(probes), Ok(_alone)) = (&self.probes, self.measuring.try_lock()) else { return };
+        let (Some(probes), Ok(_alone)) = (self.probes(), self.measuring.try_lock()) else { return };
+        if !probes.is_attached() {
+            return;
+        }
         let (level, reason) = self.wanted();
         if probes.level() != level {
             match probes.set_level(level, &reason) {
@@ -111,7 +149,7 @@ impl Kernel {
 
     /// The slots, for threads to register with.
     pub fn slots(&self) -> Option<Arc<Slots>> {
-        self.probes.as_ref().map(Probes::slots)
+        self.probes().map(|probes| probes.slots())
     }
 
     /// What the runtime itself made the kernel do, on its registered threads.
@@ -119,9 +157,14 @@ impl Kernel {
         self.slots().map(|slots| slots.runtime_totals()).unwrap_or_default()
     }
 
+    /// The probes, unless they have ended with their collector.
+    fn attached(&self) -> Option<Arc<Probes>> {
+        self.probes().filter(|probes| probes.is_attached())
+    }
+
     /// Whose the system calls of this process were. `None` without probes, or where they cannot be asked.
     pub fn ledger(&self) -> Option<Ledger> {
-        match self.probes.as_ref()?.ledger() {
+        match self.attached()?.ledger() {
             Ok(ledger) => Some(ledger),
             Err(error) => {
                 tracing::warn!(%error, "the kernel's own count of system calls cannot be read");
@@ -131,8 +174,8 @@ impl Kernel {
     }
 
     /// Hands on what the probes have to say, and returns what they could not do, by kind. `None` without probes.
-    pub fn failures(&self) -> Option<BTreeMap<&'static str, u64>> {
-        match self.probes.as_ref()?.failures() {
+    pub fn failures(&self) -> Option<BTreeMap<Cow<'static, str>, u64>> {
+        match self.attached()?.failures() {
             Ok(failures) => Some(failures),
             Err(error) => {
                 tracing::warn!(%error, "the probes' own counters cannot be read");
@@ -142,21 +185,20 @@ impl Kernel {
     }
 }
 
-/// The slots that threads register with when they start: a thread-start hook takes no state, so it looks here.
-static SLOTS: OnceLock<Arc<Slots>> = OnceLock::new();
+/// What threads register with when they start: a thread-start hook takes no state, so it looks here.
+static KERNEL: OnceLock<Arc<Kernel>> = OnceLock::new();
 
 /// From now on, threads that call [`register_thread`] are known to the probes.
-pub fn publish_slots(kernel: &Kernel) {
-    if let Some(slots) = kernel.slots() {
-        // One process has one set of probes.
-        let _ = SLOTS.set(slots);
-    }
+pub fn publish(kernel: &Arc<Kernel>) {
+    // One process has one set of probes.
+    let _ = KERNEL.set(Arc::clone(kernel));
 }
 
 /// Registers the current thread, if there are probes. A thread that finds no slot makes the accounts of what it works
 /// for incomplete, and they say so.
 pub fn register_thread() {
-    if let Some(slots) = SLOTS.get()
+    if let Some(slots) = KERNEL.get().and_then(|kernel| kernel.slots())
+        && slots.is_attached()
         && let Err(full) = slots.register_thread()
     {
         tracing::warn!("{full}");

@@ -103,7 +103,7 @@ pub async fn measure(
     if work.count() - before < WORK_MIN {
         return Err(OverheadError::Idle(work.count() - before));
     }
-    let measured = windows(probes, work, window, rounds, stop).await;
+    let measured = windows(&probes, work, window, rounds, stop).await;
     // Whatever happened: as it was before.
     let (level, reason) = kernel.wanted();
     tokio::task::block_in_place(|| probes.set_level(level, &reason))?;

@@ -38,6 +38,9 @@ const BUDGET_PERIOD: Duration = Duration::from_secs(300);
 const BUDGET_MEASURE: Duration = Duration::from_secs(6);
 const BUDGET_ROUNDS: u32 = 6;
 
+/// How often a collector is looked for that was not there.
+const COLLECTOR_PERIOD: Duration = Duration::from_secs(1);
+
 /// How often the probes are asked what they have to say.
 const PROBES_PERIOD: Duration = Duration::from_secs(5);
 
@@ -93,6 +96,9 @@ impl Server {
         tasks.spawn(until_stopped("dispatcher", dispatcher.clone().run(), stop.clone()));
         tasks.spawn(retain(line.clone(), stop.clone()));
         tasks.spawn(listen_to_probes(kernel.clone(), stop.clone()));
+        if kernel.has_collector() {
+            tasks.spawn(look_for_collector(kernel.clone(), stop.clone()));
+        }
         if config.kernel_overhead_max.is_some() {
             tasks.spawn(keep_to_budget(kernel.clone(), telemetry.clone(), stop.clone()));
         }
@@ -198,12 +204,33 @@ async fn listen_to_probes(kernel: Arc<Kernel>, stop: CancellationToken) {
             _ = period.tick() => {}
         }
         kernel.settle();
-        let Some(failures) = kernel.failures() else { return };
+        let Some(failures) = kernel.failures() else {
+            if kernel.has_collector() {
+                continue;
+            }
+            return;
+        };
         let now = failures.values().sum();
         if now > before {
             tracing::warn!(?failures, "the probes missed something; accounts of that time are not complete");
         }
         before = now;
+    }
+}
+
+/// Gets the kernel's account back when the collector has ended and is there again.
+async fn look_for_collector(kernel: Arc<Kernel>, stop: CancellationToken) {
+    let mut period = tokio::time::interval(COLLECTOR_PERIOD);
+    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = period.tick() => {}
+        }
+        let looking = kernel.clone();
+        if let Err(panicked) = tokio::task::spawn_blocking(move || looking.reconnect()).await {
+            tracing::error!(%panicked, "looking for the collector failed");
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the black-box tests have in common: the program as a process, a client, and receivers that are real.
 
+pub mod collector;
 pub mod gate;
 pub mod otlp;
 pub mod privilege;

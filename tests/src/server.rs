@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
+use crate::collector::{Collector, without_capabilities};
 use crate::wait::PATIENCE;
 
 /// The repository.
@@ -33,6 +34,13 @@ pub fn program() -> &'static Path {
     })
 }
 
+/// Whether the tests of this program are of servers without a capability, each with a collector: its name says so. So the same
+/// tests are of both.
+fn is_split() -> bool {
+    let me = std::env::current_exe().expect("current program");
+    crate::privilege::is_root() && me.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"split"))
+}
+
 /// A client. It speaks only to loopback and without TLS, but cannot be made without an implementation of it.
 pub fn client() -> reqwest::Client {
     // Fails only where there is one already, which serves as well.
@@ -54,6 +62,8 @@ pub struct ServerBuilder {
     data_dir: Option<PathBuf>,
     config: String,
     unprivileged: bool,
+    /// The collector that loads the probes; the server then has no capability.
+    collector: Option<PathBuf>,
 }
 
 /// A running server; killed when dropped.
@@ -63,6 +73,8 @@ pub struct Server {
     http: reqwest::Client,
     log: std::sync::Arc<std::sync::Mutex<String>>,
     data_dir: PathBuf,
+    // Dropped in this order: a collector's socket is in the folder.
+    _collector: Option<(Collector, tempfile::TempDir)>,
     _temporary: Option<tempfile::TempDir>,
 }
 
@@ -110,6 +122,12 @@ impl ServerBuilder {
         self
     }
 
+    /// The kernel's account comes from the collector at this socket, and the server has no capability at all.
+    pub fn collector(mut self, socket: &Path) -> Self {
+        self.collector = Some(socket.to_owned());
+        self
+    }
+
     /// The free disk space that the server keeps for itself; none unless said.
     pub fn disk_reserve_mib(mut self, mib: u64) -> Self {
         self.config = self.config.replace("disk_reserve_mib = 0", &format!("disk_reserve_mib = {mib}"));
@@ -131,6 +149,10 @@ impl ServerBuilder {
             command = Command::new("setpriv");
             command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(program());
         }
+        if let Some(socket) = &self.collector {
+            command = without_capabilities(program());
+            command.env("NEXUS_COLLECTOR", socket);
+        }
         command
             .args(&self.command)
             .arg("--config")
@@ -146,7 +168,14 @@ impl ServerBuilder {
     }
 
     /// Starts it and waits until it is ready.
-    pub fn start(self) -> Server {
+    pub fn start(mut self) -> Server {
+        let mut beside = None;
+        let folder = tempfile::tempdir().expect("temporary folder");
+        if is_split() && !self.unprivileged && self.collector.is_none() {
+            let collector = Collector::start(&folder.path().join("collector"));
+            self.collector = Some(collector.socket().to_owned());
+            beside = Some((collector, folder));
+        }
         let (mut command, data_dir, temporary) = self.command();
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         let log: std::sync::Arc<std::sync::Mutex<String>> = Default::default();
@@ -170,7 +199,7 @@ impl ServerBuilder {
         let http = client();
         // Whatever else it prints is read, so that it never blocks.
         std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
-        Server { child, url: url.to_owned(), http, log, data_dir, _temporary: temporary }
+        Server { child, url: url.to_owned(), http, log, data_dir, _collector: beside, _temporary: temporary }
     }
 }
 
@@ -186,6 +215,7 @@ impl Server {
             data_dir: None,
             config,
             unprivileged: false,
+            collector: None,
         }
     }
 

@@ -31,6 +31,9 @@ pub struct ServerArgs {
     /// The kernel's account [default: auto]
     #[arg(long, value_enum, env = "NEXUS_KERNEL")]
     kernel: Option<KernelWanted>,
+    /// The socket of a `nexus-collector` that loads the probes: then this process needs no privilege
+    #[arg(long, value_name = "SOCKET", env = "NEXUS_COLLECTOR")]
+    collector: Option<PathBuf>,
     /// How much the kernel's account tells [default: full]
     #[arg(long, value_enum, env = "NEXUS_KERNEL_DETAIL")]
     kernel_detail: Option<KernelDetail>,
@@ -66,6 +69,9 @@ impl ServerArgs {
         }
         if let Some(kernel) = self.kernel {
             config.kernel = kernel;
+        }
+        if let Some(socket) = &self.collector {
+            config.collector = Some(socket.clone());
         }
         if let Some(detail) = self.kernel_detail {
             config.kernel_detail = detail;
@@ -113,12 +119,14 @@ pub fn serve<F: Future<Output = ()> + Send + 'static>(
     beside: impl FnOnce(&Server, CancellationToken) -> F,
 ) -> Done {
     let kernel = Arc::new(Kernel::start(&config)?);
-    kernel::publish_slots(&kernel);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("nexus-worker")
-        .on_thread_start(kernel::register_thread)
-        .build()?;
+    kernel::publish(&kernel);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all().thread_name("nexus-worker").on_thread_start(kernel::register_thread);
+    if kernel.has_collector() {
+        // Another one may have come since the thread registered.
+        runtime.on_thread_unpark(kernel::register_thread);
+    }
+    let runtime = runtime.build()?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
         let signals = tokio::spawn(stop_on_signal(stop.clone()));

@@ -23,7 +23,7 @@ pub async fn get(State(gateway): State<Shared>) -> Response {
     let (mode, reason) = kernel.mode();
     let families: Vec<_> = kernel
         .probes()
-        .map(nexus_collector::Probes::families)
+        .map(|probes| probes.families())
         .into_iter()
         .flatten()
         .map(|(name, found)| json!({"name": name, "ok": found.is_ok(), "reason": found.err()}))

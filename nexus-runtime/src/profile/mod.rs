@@ -127,7 +127,7 @@ pub fn take(kernel: &Kernel, wanted: &Wanted, stop: &CancellationToken) -> Resul
             } else {
                 *stacks.entry(stack).or_default() += 1;
             }
-        });
+        })?;
     }
     drop(taken);
     let (function, symbols) = (function.clone(), Symbols::new(Vec::new()));

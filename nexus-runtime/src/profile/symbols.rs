@@ -61,6 +61,8 @@ impl Symbols {
         let at = self.kernel.partition_point(|(start, _)| *start <= address);
         let name = match at.checked_sub(1).map(|at| &self.kernel[at]) {
             Some((_, name)) => format!("{name} [kernel]"),
+            // A collector keeps the kernel's addresses to itself.
+            None if address == 0 => "[kernel]".into(),
             None => format!("{address:#x} [kernel]"),
         };
         vec![Frame { name, file: None, line: 0, part: Part::Kernel }]

@@ -6,7 +6,7 @@ use nexus_tests::spans::of_json;
 use nexus_tests::{Server, privilege};
 use serde_json::json;
 
-use crate::invoke;
+use super::invoke;
 
 /// Checks that an invocation and its span say that nothing was watched, and why; and that they have no numbers.
 async fn says_that_it_is_off(server: &Server, reason: &[&str]) {

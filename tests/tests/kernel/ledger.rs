@@ -6,7 +6,7 @@ use nexus_tests::{Server, until};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::{counts, invoke};
+use super::{counts, invoke};
 
 /// System calls of the page, by owner, and those that belong to nobody.
 async fn ledger(server: &Server) -> (u64, u64, u64, i64) {

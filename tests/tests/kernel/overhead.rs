@@ -8,7 +8,7 @@ use nexus_tests::{Server, until};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::{check, invoke, reader, reading};
+use super::{check, invoke, reader, reading};
 
 #[tokio::test]
 async fn an_idle_server_has_nothing_to_compare() {

@@ -9,7 +9,7 @@ use nexus_tests::{Server, until};
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
-use crate::{counts, invoke};
+use super::{counts, invoke};
 
 /// How long each function does what it does, in milliseconds: long beside what else an invocation costs.
 const LONG_MS: u64 = 400;
