@@ -34,6 +34,9 @@ use crate::wire::{self, PACKET_MAX, PROTOCOL, Reply, Request};
 /// How long a client may take to say what it wants.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Connections beyond the runtimes that are served: of those who have not yet said what they want.
+const CALLERS_MAX: usize = 32;
+
 /// How long a client may take to read a reply.
 const SEND_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -135,10 +138,13 @@ impl Daemon {
                     continue;
                 }
             };
-            let full = sessions.len() >= self.config.runtimes_max;
+            if sessions.len() >= self.config.runtimes_max + CALLERS_MAX {
+                self.stats.refused_total.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
             let (config, stats, stop) = (self.config.clone(), self.stats(), self.stop_flag());
             let session = thread::Builder::new().name("session".into()).spawn(move || {
-                if let Err(why) = serve(&socket, &config, full, &stats, &stop) {
+                if let Err(why) = serve(&socket, &config, &stats, &stop) {
                     stats.refused_total.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(why, "refused a connection");
                     // It may be gone, or not one of ours.
@@ -200,18 +206,11 @@ fn wait_for<const N: usize>(fds: &[&OwnedFd; N]) -> [bool; N] {
 fn serve(
     socket: &OwnedFd,
     config: &DaemonConfig,
-    full: bool,
     stats: &DaemonStats,
     stop: &AtomicBool,
 ) -> Result<(), String> {
     let peer = socket_peercred(socket).map_err(|error| format!("the kernel does not say who it is: {error}"))?;
     let (process, user) = (peer.pid.as_raw_nonzero().get().cast_unsigned(), peer.uid.as_raw());
-    if user != 0 && user != geteuid().as_raw() && !config.users.contains(&user) {
-        return Err(format!("user {user} is not served here; the collector must be told: `--user {user}`"));
-    }
-    if full {
-        return Err(format!("{} runtimes are served already, which is as many as can be", config.runtimes_max));
-    }
     // Tells when the process ends, also where a child of it has the connection still.
     let life = pidfd_open(peer.pid, PidfdFlags::empty()).map_err(|error| format!("it has ended already: {error}"))?;
     wire::set_patience(socket, SEND_PATIENCE).map_err(|error| error.to_string())?;
@@ -221,7 +220,12 @@ fn serve(
             return Err("it says nothing".into());
         }
     }
-    let Some(first) = wire::receive::<Request>(socket).map_err(|error| error.to_string())? else {
+    // Taken before it is decided who it is: what lies unread would break the connection, and the answer with it.
+    let first = wire::receive::<Request>(socket);
+    if user != 0 && user != geteuid().as_raw() && !config.users.contains(&user) {
+        return Err(format!("user {user} is not served here; the collector must be told: `--user {user}`"));
+    }
+    let Some(first) = first.map_err(|error| error.to_string())? else {
         // Somebody looked whether there is a collector.
         return Ok(());
     };
@@ -235,21 +239,38 @@ fn serve(
              {PROTOCOL}, ABI {ABI_VERSION}): install both from the same release"
         ));
     }
+    let _place = Place::take(stats, config.runtimes_max).ok_or_else(|| {
+        format!("{} runtimes are served already, which is as many as can be", config.runtimes_max)
+    })?;
     let wanted = ProbesConfig { threads_max, scheduling, observe: false, ..ProbesConfig::default() };
     let (loaded, slots) = Loaded::load(embedded::object(), &wanted).map_err(|error| error.to_string())?;
     loaded.watch_process(process).map_err(|error| error.to_string())?;
     let reply = Reply::Loaded { detail: loaded.detail.clone() };
     wire::send(socket, &reply, &[], Some(slots.fd().as_fd())).map_err(|error| error.to_string())?;
     drop(slots);
-    stats.runtimes.fetch_add(1, Ordering::Relaxed);
     stats.runtimes_total.fetch_add(1, Ordering::Relaxed);
     tracing::info!(process, user, version, threads_max, "serving a runtime");
     let mut session = Session { loaded: &loaded, process, threads_max, threads: HashMap::new(), ring: None, stats };
     let why = session.run(socket, &life, stop);
-    stats.runtimes.fetch_sub(1, Ordering::Relaxed);
     stats.threads.fetch_sub(session.threads.len(), Ordering::Relaxed);
     tracing::info!(process, why, "a runtime is served no more");
     Ok(())
+}
+
+/// A place among the runtimes that are served, given back when dropped.
+struct Place<'a>(&'a DaemonStats);
+
+impl<'a> Place<'a> {
+    fn take(stats: &'a DaemonStats, max: usize) -> Option<Self> {
+        let more = |runtimes| (runtimes < max).then_some(runtimes + 1);
+        stats.runtimes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(stats))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.runtimes.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A runtime that is served.

@@ -36,5 +36,5 @@ pub use nexus_ebpf_common::{ABI_SYMBOL, ABI_VERSION, Owner};
 pub use probes::{Ledger, Probes, ProbesConfig};
 pub use profile::{Profile, Stacks};
 pub use slots::{Level, Slots};
-pub use status::probe_status;
+pub use status::{collector_status, probe_status};
 pub use tracked::Tracked;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fs;
+use std::path::Path;
 
 use aya::maps::{Array, MapData};
 
@@ -33,6 +34,18 @@ pub fn probe_status() -> Vec<(&'static str, Result<(), String>)> {
         Err(error) => status.push(("probes load, attach and count", Err(error.to_string()))),
     }
     status
+}
+
+/// The same, where a collector loads the probes: whether it does so for this process.
+pub fn collector_status(socket: &Path) -> Vec<(&'static str, Result<(), String>)> {
+    match Probes::connect(socket, &ProbesConfig { threads_max: 1, ..ProbesConfig::default() }) {
+        Ok(probes) => {
+            let mut status = vec![("collector", Ok(()))];
+            status.extend(probes.families().map(|(name, found)| (name, found.map_err(Cow::into_owned))));
+            status
+        }
+        Err(error) => vec![("collector", Err(error.to_string()))],
+    }
 }
 
 /// Major and minor version of the running kernel; zeros if it does not tell.

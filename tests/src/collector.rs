@@ -16,9 +16,12 @@ fn bounded_to(capabilities: &str) -> [String; 4] {
     ]
 }
 
-/// A command without any capability: as this user, whose files it may use.
-pub fn without_capabilities(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
+/// A command without any capability: as this user, whose files it may use. In a PID namespace of its own, if asked for.
+pub fn without_capabilities(program: &Path, pid_namespace: bool) -> Command {
+    let mut command = Command::new(if pid_namespace { "unshare" } else { "setpriv" });
+    if pid_namespace {
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "setpriv"]);
+    }
     command.args(bounded_to("")).arg(program);
     command
 }

@@ -64,6 +64,7 @@ pub struct ServerBuilder {
     unprivileged: bool,
     /// The collector that loads the probes; the server then has no capability.
     collector: Option<PathBuf>,
+    pid_namespace: bool,
 }
 
 /// A running server; killed when dropped.
@@ -128,6 +129,12 @@ impl ServerBuilder {
         self
     }
 
+    /// In a PID namespace of its own, as in a container: its threads know themselves by other ids than the host does.
+    pub fn in_pid_namespace(mut self) -> Self {
+        self.pid_namespace = true;
+        self
+    }
+
     /// The free disk space that the server keeps for itself; none unless said.
     pub fn disk_reserve_mib(mut self, mib: u64) -> Self {
         self.config = self.config.replace("disk_reserve_mib = 0", &format!("disk_reserve_mib = {mib}"));
@@ -150,7 +157,7 @@ impl ServerBuilder {
             command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(program());
         }
         if let Some(socket) = &self.collector {
-            command = without_capabilities(program());
+            command = without_capabilities(program(), self.pid_namespace);
             command.env("NEXUS_COLLECTOR", socket);
         }
         command
@@ -216,6 +223,7 @@ impl Server {
             config,
             unprivileged: false,
             collector: None,
+            pid_namespace: false,
         }
     }
 

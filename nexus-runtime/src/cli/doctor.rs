@@ -16,6 +16,9 @@ pub struct DoctorArgs {
     /// The data directory whose disk is looked at
     #[arg(long, default_value = ".")]
     data_dir: PathBuf,
+    /// The socket of a `nexus-collector`: whether it loads the probes for this user, instead of whether this program can
+    #[arg(long, value_name = "SOCKET", env = "NEXUS_COLLECTOR")]
+    collector: Option<PathBuf>,
     /// Measures what the probes cost the server, while it works: they are taken away and put back, in turn
     #[arg(long)]
     overhead: bool,
@@ -35,7 +38,11 @@ pub async fn run(args: DoctorArgs, client: &Client) -> Done {
     if args.overhead {
         return overhead(args.seconds, client).await;
     }
-    let mut findings: Vec<Finding> = nexus_collector::probe_status()
+    let probes = match &args.collector {
+        Some(socket) => nexus_collector::collector_status(socket),
+        None => nexus_collector::probe_status(),
+    };
+    let mut findings: Vec<Finding> = probes
         .into_iter()
         .map(|(name, status)| Finding {
             name,
