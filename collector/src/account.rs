@@ -1,6 +1,7 @@
 //! The kernel's account of one invocation.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use nexus_core::kernel::{KernelAccount, KernelMode, PageFaults, SlowSyscall, Sys
 use nexus_ebpf_common::Owner;
 use parking_lot::Mutex;
 
-use crate::mark::{self, Sched};
+use crate::imports::{ImportId, NO_IMPORT, name_of};
+use crate::mark::{self, Calls, Sched};
 use crate::names::slot_syscall_name;
 use crate::raw::ticks;
 use crate::slots::{Detail, Level, Slots, Watched};
@@ -52,13 +54,18 @@ struct Time {
     worked: AtomicU64,
     /// From the account's start until it was made.
     before_ns: u64,
+    /// The guest's own code: how long it ran, and how long its threads were away meanwhile.
+    guest: AtomicU64,
+    guest_away_ns: AtomicU64,
+    /// It was made to let others run while its own code ran.
+    in_guest: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Tally {
     sched: Sched,
     /// An invocation makes few different calls: a search in a short list is faster than a hash.
-    stats: Vec<(u16, SyscallStats)>,
+    stats: Vec<Calls>,
     slow: Vec<SlowCall>,
     lost: u64,
 }
@@ -107,8 +114,23 @@ impl Account {
     /// Sections nest: when the inner one ends, or panics, the outer account goes on. A thread that has no slot yet takes one;
     /// when it cannot, the account is incomplete and says so.
     pub fn enter<T>(&self, section: impl FnOnce() -> T) -> T {
-        let _mark = mark::begin(self);
+        let _mark = mark::begin(self, NO_IMPORT);
         section()
+    }
+
+    /// The same for what is done beside the guest for one of its imports, by its name.
+    pub fn enter_import<T>(&self, import: &'static str, section: impl FnOnce() -> T) -> T {
+        let import = match self.source {
+            KernelSource::Probes(_) => ImportId::of(import).0,
+            KernelSource::Off(_) => NO_IMPORT,
+        };
+        let _mark = mark::begin(self, import);
+        section()
+    }
+
+    /// Whether [`mark::crossed`] should be told when the guest's code runs.
+    pub fn wants_crossings(&self) -> bool {
+        matches!(&self.source, KernelSource::Probes(slots) if slots.is_scheduling_watched())
     }
 
     /// What was counted up to `ended`, the account's end. A section that is still marked, on this thread or another, is in
@@ -129,14 +151,24 @@ impl Account {
         let tally = self.tally.lock();
         let changed = slots.changes() != self.watched.change;
         let missed = self.missed.load(Ordering::Relaxed) || changed || !slots.saw_all();
+        let (mut syscalls, mut imports) = (BTreeMap::new(), BTreeMap::new());
+        for Calls { import, nr, stats } in &tally.stats {
+            let name = slot_syscall_name(*nr);
+            if let Some(import) = name_of(*import) {
+                let of_import: &mut BTreeMap<_, SyscallStats> = imports.entry(Cow::Borrowed(import)).or_default();
+                of_import.entry(name.clone()).or_default().add(stats);
+            }
+            syscalls.entry(name).or_insert_with(SyscallStats::default).add(stats);
+        }
         let mut account = KernelAccount {
             complete: Some(!missed && tally.lost == 0),
             lost: Some(tally.lost),
             system_ns: detail
                 .scheduling
                 .is_ok()
-                .then(|| tally.stats.iter().filter_map(|(_, stats)| stats.on_cpu_ns()).sum()),
-            syscalls: Some(tally.stats.iter().map(|(nr, stats)| (slot_syscall_name(*nr), *stats)).collect()),
+                .then(|| tally.stats.iter().filter_map(|calls| calls.stats.on_cpu_ns()).sum()),
+            syscalls: Some(syscalls),
+            imports: Some(imports),
             ..scheduled(&detail, &tally.sched, slots.ns_of(self.time.worked.load(Ordering::Relaxed)))
         };
         if let (Some(on_cpu), Some(run_queue), Some(off_cpu)) =
@@ -152,6 +184,8 @@ impl Account {
             let waited = slots.ns_of(self.time.waited.load(Ordering::Relaxed));
             let waiting = (self.time.before_ns + waited + last).saturating_sub(since_ended);
             let duration = slots.monotonic_ns(ended).saturating_sub(self.started_ns);
+            let guest = slots.ns_of(self.time.guest.load(Ordering::Relaxed));
+            account.guest_ns = Some(guest.saturating_sub(self.time.guest_away_ns.load(Ordering::Relaxed)));
             account.waiting_ns = Some(waiting);
             account.residual_ns = Some(duration as i64 - (on_cpu + run_queue + off_cpu + waiting) as i64);
         }
@@ -200,9 +234,29 @@ impl Account {
         self.time.working.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// The guest's own code ran, in ticks of the clock of marks; for so many nanoseconds of it the thread was away.
+    #[inline]
+    pub(crate) fn add_guest(&self, ticks: u64, away_ns: u64) {
+        if ticks > 0 {
+            self.time.guest.fetch_add(ticks, Ordering::Relaxed);
+            self.time.guest_away_ns.fetch_add(away_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// The guest was made to let others run in the midst of its own code.
+    pub(crate) fn guest_stops(&self) {
+        self.time.in_guest.store(true, Ordering::Release);
+    }
+
+    /// Whether that was so; now it goes on.
+    #[inline]
+    pub(crate) fn guest_goes_on(&self) -> bool {
+        self.time.in_guest.load(Ordering::Relaxed) && self.time.in_guest.swap(false, Ordering::AcqRel)
+    }
+
     pub(crate) fn add(
         &self,
-        stats: impl Iterator<Item = (u16, SyscallStats)>,
+        stats: impl Iterator<Item = Calls>,
         slow: impl Iterator<Item = SlowCall>,
         lost: u64,
         sched: &Sched,
@@ -210,10 +264,10 @@ impl Account {
         let mut tally = self.tally.lock();
         tally.lost += lost;
         tally.sched.add(sched);
-        for (nr, more) in stats {
-            match tally.stats.iter_mut().find(|(known, _)| *known == nr) {
-                Some((_, sum)) => sum.add(&more),
-                None => tally.stats.push((nr, more)),
+        for more in stats {
+            match tally.stats.iter_mut().find(|known| (known.import, known.nr) == (more.import, more.nr)) {
+                Some(sum) => sum.stats.add(&more.stats),
+                None => tally.stats.push(more),
             }
         }
         for call in slow {

@@ -203,12 +203,7 @@ fn wait_for<const N: usize>(fds: &[&OwnedFd; N]) -> [bool; N] {
 }
 
 /// One client, from its first message to its end. `Err`: it is not served, and why.
-fn serve(
-    socket: &OwnedFd,
-    config: &DaemonConfig,
-    stats: &DaemonStats,
-    stop: &AtomicBool,
-) -> Result<(), String> {
+fn serve(socket: &OwnedFd, config: &DaemonConfig, stats: &DaemonStats, stop: &AtomicBool) -> Result<(), String> {
     let peer = socket_peercred(socket).map_err(|error| format!("the kernel does not say who it is: {error}"))?;
     let (process, user) = (peer.pid.as_raw_nonzero().get().cast_unsigned(), peer.uid.as_raw());
     // Tells when the process ends, also where a child of it has the connection still.
@@ -239,9 +234,8 @@ fn serve(
              {PROTOCOL}, ABI {ABI_VERSION}): install both from the same release"
         ));
     }
-    let _place = Place::take(stats, config.runtimes_max).ok_or_else(|| {
-        format!("{} runtimes are served already, which is as many as can be", config.runtimes_max)
-    })?;
+    let _place = Place::take(stats, config.runtimes_max)
+        .ok_or_else(|| format!("{} runtimes are served already, which is as many as can be", config.runtimes_max))?;
     let wanted = ProbesConfig { threads_max, scheduling, observe: false, ..ProbesConfig::default() };
     let (loaded, slots) = Loaded::load(embedded::object(), &wanted).map_err(|error| error.to_string())?;
     loaded.watch_process(process).map_err(|error| error.to_string())?;

@@ -15,11 +15,19 @@ use rustix::process::getppid;
 
 use crate::account::{Account, SlowCall};
 use crate::error::SlotsFull;
+use crate::imports::{Import, NO_IMPORT};
 use crate::raw::{SlotCells, ticks};
 use crate::slots::{Slots, clear, touched};
 
 thread_local! {
-    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { registration: None, depth: 0, inner: 0, owner: [0; 4] }) };
+    static THREAD: RefCell<Thread> = const { RefCell::new(Thread {
+        registration: None,
+        depth: 0,
+        inner: 0,
+        owner: [0; 4],
+        import: NO_IMPORT,
+        guest: Guest { since: None, ticks: 0, away_ns: 0 },
+    }) };
 }
 
 /// What a thread knows of its slot.
@@ -31,6 +39,37 @@ struct Thread {
     inner: u64,
     /// Whom the current mark is of.
     owner: [u64; 4],
+    /// The import that the current mark's work is done for.
+    import: Import,
+    /// The guest's code within the current mark.
+    guest: Guest,
+}
+
+/// When a guest's own code ran.
+#[derive(Clone, Copy, Debug, Default)]
+struct Guest {
+    /// It runs now: since when, in [`ticks`], and how long the thread had been away by then.
+    since: Option<(u64, u64)>,
+    /// How long it ran.
+    ticks: u64,
+    /// Of that: how long the thread was away.
+    away_ns: u64,
+}
+
+impl Guest {
+    fn begin(&mut self, slot: &SlotCells) {
+        let (sched, now) = moment(slot);
+        self.since = Some((now, sched.off_cpu_ns + sched.run_queue_ns));
+    }
+
+    /// Whether it ran.
+    fn end(&mut self, slot: &SlotCells) -> bool {
+        let Some((since, away_ns)) = self.since.take() else { return false };
+        let (sched, now) = moment(slot);
+        self.ticks += now.saturating_sub(since);
+        self.away_ns += (sched.off_cpu_ns + sched.run_queue_ns).saturating_sub(away_ns);
+        true
+    }
 }
 
 /// A thread's slot, which is given back when the thread ends.
@@ -44,10 +83,20 @@ struct Registration {
 /// What was read out of the slot, and waits to be added to its account: adding may make system calls of its own (a lock, an
 /// allocation), so the thread must work for the runtime again by then. Never grows: that would be a system call too.
 struct Stash {
-    stats: Vec<(u16, SyscallStats)>,
+    stats: Vec<Calls>,
+    /// Where those of the current mark begin.
+    from: usize,
     slow: Vec<SlowCall>,
     lost: u64,
     sched: Sched,
+}
+
+/// Calls of one kind that were made for one import.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Calls {
+    pub(crate) import: Import,
+    pub(crate) nr: u16,
+    pub(crate) stats: SyscallStats,
 }
 
 /// Where the time of marked sections went, as far as the scheduler knows.
@@ -69,6 +118,11 @@ impl Sched {
         if slot.counts_generation.load(Ordering::Relaxed) != slot.generation.load(Ordering::Relaxed) {
             return Self::default();
         }
+        Self::read(slot)
+    }
+
+    #[inline]
+    fn read(slot: &SlotCells) -> Self {
         let counts = &slot.counts;
         Self {
             off_cpu_ns: counts.off_cpu_ns.load(Ordering::Relaxed),
@@ -143,15 +197,48 @@ pub(crate) fn is_seen(slots: &Arc<Slots>) -> bool {
     seen.ok().flatten().unwrap_or(false)
 }
 
-/// Makes the current thread work for `account` until the mark is dropped.
+/// From now on, the current thread's mark works for another import. The one before.
+///
+/// Nothing happens on a thread that is not marked.
+pub(crate) fn switch_import(import: Import) -> Import {
+    let before =
+        THREAD.try_with(|thread| thread.try_borrow_mut().map_or(NO_IMPORT, |mut thread| thread.switch(import)));
+    before.unwrap_or(NO_IMPORT)
+}
+
+/// The guest's own code begins to run on the current thread, within its mark, or ends to.
+///
+/// Nothing happens on a thread that is not marked, or where scheduling is not watched.
 #[inline]
-pub(crate) fn begin(account: &Account) -> Mark<'_> {
+pub fn crossed(into_guest: bool) {
+    // Fails in the thread's last moments only, when no guest runs.
+    let _ = THREAD.try_with(|thread| {
+        let Ok(mut thread) = thread.try_borrow_mut() else { return };
+        let Thread { registration: Some(Registration { slots, index, .. }), depth: 1.., guest, .. } = &mut *thread
+        else {
+            return;
+        };
+        if !slots.is_scheduling_watched() {
+            return;
+        }
+        let slot = slots.slot(*index);
+        if into_guest {
+            guest.begin(slot);
+        } else {
+            guest.end(slot);
+        }
+    });
+}
+
+/// Makes the current thread work for `account` until the mark is dropped: for its guest, or beside that for an import.
+#[inline]
+pub(crate) fn begin(account: &Account, import: Import) -> Mark<'_> {
     let state = match account.slots() {
         None => State::Off,
         Some(slots) if !slots.is_watched() => State::Off,
         Some(slots) => THREAD
             .try_with(|thread| {
-                thread.try_borrow_mut().map_or(State::Unwatched, |mut thread| thread.begin(slots, account))
+                thread.try_borrow_mut().map_or(State::Unwatched, |mut thread| thread.begin(slots, account, import))
             })
             .unwrap_or(State::Unwatched),
     };
@@ -179,7 +266,7 @@ enum State {
 
 /// What belongs to the marks around this one.
 struct Outer {
-    stats_from: u16,
+    stats_from: usize,
     slow_from: u16,
     lost: u64,
     sched: Sched,
@@ -189,6 +276,8 @@ struct Outer {
     /// When the mark around this one stopped working; 0 if there is none, or time is not asked for.
     stopped: u64,
     owner: [u64; 4],
+    import: Import,
+    guest: Guest,
 }
 
 impl Drop for Mark<'_> {
@@ -214,6 +303,7 @@ impl Thread {
         self.registration = None;
         let stash = Stash {
             stats: Vec::with_capacity(SYSCALLS_MAX),
+            from: 0,
             slow: Vec::with_capacity(RECORDS_MAX),
             lost: 0,
             sched: Sched::default(),
@@ -224,7 +314,20 @@ impl Thread {
     }
 
     #[inline]
-    fn begin(&mut self, slots: &Arc<Slots>, account: &Account) -> State {
+    fn switch(&mut self, import: Import) -> Import {
+        if self.depth > 0
+            && let Some(Registration { slots, index, stash, .. }) = &mut self.registration
+        {
+            if slots.slot(*index).touched_len.load(Ordering::Relaxed) != 0 {
+                stash.harvest_and_go_on(slots, *index, self.import);
+            }
+            return std::mem::replace(&mut self.import, import);
+        }
+        NO_IMPORT
+    }
+
+    #[inline]
+    fn begin(&mut self, slots: &Arc<Slots>, account: &Account, import: Import) -> State {
         let ours = self.registration.as_ref().is_some_and(|registration| Arc::ptr_eq(&registration.slots, slots));
         if !ours && self.register(slots).is_err() {
             return State::Unwatched;
@@ -235,7 +338,7 @@ impl Thread {
         let slot = slots.slot(*index);
         let mut stopped = 0;
         if self.depth > 0 {
-            stash.harvest(slots, *index);
+            stash.harvest(slots, *index, self.import);
             let (sched, now) = if slots.is_scheduling_watched() { moment(slot) } else { (Sched::of(slot), 0) };
             stash.sched.add(&sched);
             stopped = now;
@@ -243,7 +346,7 @@ impl Thread {
             slots.drain_runtime(*index);
         }
         let mut outer = Outer {
-            stats_from: stash.stats.len() as u16,
+            stats_from: std::mem::replace(&mut stash.from, stash.stats.len()),
             slow_from: stash.slow.len() as u16,
             lost: std::mem::take(&mut stash.lost),
             sched: std::mem::take(&mut stash.sched),
@@ -251,6 +354,8 @@ impl Thread {
             inner: std::mem::take(&mut self.inner),
             stopped,
             owner: [0; 4],
+            import: std::mem::replace(&mut self.import, import),
+            guest: std::mem::take(&mut self.guest),
         };
         if self.depth > 0 {
             set_side(slot, Side::Runtime);
@@ -261,6 +366,10 @@ impl Thread {
         if slots.is_scheduling_watched() {
             outer.began = begin_account(slot);
             account.comes(outer.began);
+            // It was made to let others run, in the midst of its own code.
+            if import == NO_IMPORT && account.guest_goes_on() {
+                self.guest.begin(slot);
+            }
         } else {
             set_side(slot, Side::Account);
         }
@@ -274,7 +383,11 @@ impl Thread {
         };
         let slot = slots.slot(*index);
         self.depth -= 1;
-        stash.harvest(slots, *index);
+        if self.guest.end(slot) {
+            account.guest_stops();
+        }
+        account.add_guest(self.guest.ticks, self.guest.away_ns);
+        stash.harvest(slots, *index, self.import);
         let (sched, ended) = if outer.began == 0 { (Sched::of(slot), 0) } else { moment(slot) };
         stash.sched.add(&sched);
         set_side(slot, Side::Runtime);
@@ -282,14 +395,16 @@ impl Thread {
             // Before what may wait for a lock: others may come and go meanwhile.
             account.goes(ended, ended.saturating_sub(outer.began).saturating_sub(self.inner));
         }
-        let (stats_from, slow_from) = (usize::from(outer.stats_from), usize::from(outer.slow_from));
-        if stash.stats.len() > stats_from || stash.lost > 0 || !stash.sched.is_empty() {
-            stash.deliver(account, stats_from, slow_from);
+        if stash.stats.len() > stash.from || stash.lost > 0 || !stash.sched.is_empty() {
+            stash.deliver(account, usize::from(outer.slow_from));
         }
+        stash.from = outer.stats_from;
         stash.lost = outer.lost;
         stash.sched = outer.sched;
         self.inner = outer.inner;
         self.owner = outer.owner;
+        self.import = outer.import;
+        self.guest = outer.guest;
         if self.depth > 0 {
             if slot.touched_len.load(Ordering::Relaxed) != 0 {
                 slots.drain_runtime(*index);
@@ -360,24 +475,28 @@ fn set_side(slot: &SlotCells, side: Side) {
 impl Stash {
     /// Moves the numbers of the slot's generation here, which is of an account.
     #[inline]
-    fn harvest(&mut self, slots: &Slots, index: u32) {
+    fn harvest(&mut self, slots: &Slots, index: u32, import: Import) {
         if slots.slot(index).touched_len.load(Ordering::Relaxed) != 0 {
-            self.harvest_calls(slots, index);
+            self.harvest_calls(slots, index, import);
         }
     }
 
     #[cold]
-    fn harvest_calls(&mut self, slots: &Slots, index: u32) {
+    fn harvest_calls(&mut self, slots: &Slots, index: u32, import: Import) {
         let slot = slots.slot(index);
         let mut calls = 0;
-        for entry in touched(slot, slot.generation.load(Ordering::Relaxed), slots.is_scheduling_watched()) {
-            // Full only when marks nest and every one makes a hundred different calls.
-            if self.stats.len() == self.stats.capacity() {
-                self.lost += entry.1.count;
+        for (nr, stats) in touched(slot, slot.generation.load(Ordering::Relaxed), slots.is_scheduling_watched()) {
+            let known = |calls: &&mut Calls| (calls.import, calls.nr) == (import, nr);
+            if let Some(sum) = self.stats[self.from..].iter_mut().find(known) {
+                sum.stats.add(&stats);
+            } else if self.stats.len() < self.stats.capacity() {
+                self.stats.push(Calls { import, nr, stats });
             } else {
-                calls += entry.1.count;
-                self.stats.push(entry);
+                // Full only when marks nest, or a guest uses very many imports, and each makes many different calls.
+                self.lost += stats.count;
+                continue;
             }
+            calls += stats.count;
         }
         let records = (slot.records_len.load(Ordering::Relaxed) as usize).min(RECORDS_MAX);
         for record in &slot.records[..records] {
@@ -397,8 +516,24 @@ impl Stash {
         slots.attribute(index, calls);
     }
 
+    /// The same, in the middle of an account's work, which goes on in another generation: the stats in the slot carry the
+    /// number of this one.
     #[cold]
-    fn deliver(&mut self, account: &Account, stats_from: usize, slow_from: usize) {
-        account.add(self.stats.drain(stats_from..), self.slow.drain(slow_from..), self.lost, &self.sched);
+    fn harvest_and_go_on(&mut self, slots: &Slots, index: u32, import: Import) {
+        let slot = slots.slot(index);
+        let generation = slot.generation.load(Ordering::Relaxed);
+        self.harvest_calls(slots, index, import);
+        let mut sched = Sched::of(slot);
+        set_side(slot, Side::Account);
+        // If the thread was away in between, that is in the old generation's numbers, which stand until the new one has some.
+        if slot.counts_generation.load(Ordering::Relaxed) == generation {
+            sched = Sched::read(slot);
+        }
+        self.sched.add(&sched);
+    }
+
+    #[cold]
+    fn deliver(&mut self, account: &Account, slow_from: usize) {
+        account.add(self.stats.drain(self.from..), self.slow.drain(slow_from..), self.lost, &self.sched);
     }
 }

@@ -17,7 +17,7 @@ use crate::observe::Trees;
 use crate::profile::Profile;
 use crate::raw::SlotMap;
 use crate::remote::Remote;
-use crate::slots::{Level, Slots, Registrar};
+use crate::slots::{Level, Registrar, Slots};
 
 /// How often the ledger is read for a reading that nothing moved under.
 const LEDGER_READINGS: usize = 5;
@@ -138,8 +138,7 @@ impl Probes {
         config.validate()?;
         let (remote, map, detail) = Remote::connect(socket, config)?;
         let remote = Arc::new(remote);
-        let slots =
-            Arc::new(Slots::new(map, Registrar::Collector(Arc::clone(&remote)), config.slow_ns(), detail));
+        let slots = Arc::new(Slots::new(map, Registrar::Collector(Arc::clone(&remote)), config.slow_ns(), detail));
         remote.watch(Arc::downgrade(&slots))?;
         let probes = Self { slots, side: Side::Collector(remote) };
         probes.self_test()?;
@@ -305,4 +304,3 @@ impl Drop for Probes {
         }
     }
 }
-

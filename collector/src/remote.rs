@@ -59,8 +59,7 @@ impl Remote {
             };
             because(format!("cannot connect: {error}{advice}"))
         })?;
-        let remote =
-            Self { path: path.to_owned(), socket: Mutex::new(()), fd, gone: Arc::new(AtomicBool::new(false)) };
+        let remote = Self { path: path.to_owned(), socket: Mutex::new(()), fd, gone: Arc::new(AtomicBool::new(false)) };
         let load = Request::Load {
             protocol: PROTOCOL,
             abi: ABI_VERSION,

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 use crate::account::Account;
+use crate::imports::NO_IMPORT;
 use crate::mark;
 
 pin_project! {
@@ -40,7 +41,7 @@ impl<F: Future> Future for Tracked<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let _mark = mark::begin(this.account);
+        let _mark = mark::begin(this.account, NO_IMPORT);
         this.inner.poll(cx)
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nexus_collector::{Account, KernelSource, Ledger, Level, Owner, Probes, ProbesConfig, Slots};
 use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
-use nexus_core::mark::{Marker, Unmarked};
+use nexus_core::mark::{Marker, Part, Unmarked};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -53,9 +53,7 @@ impl Kernel {
             Ok(probes) => Found { source: probes.source(), probes: Some(Arc::new(probes)) },
             Err(Some(error)) if wanted == KernelWanted::Required => return Err(error.into()),
             Err(Some(error)) => Found { source: KernelSource::Off(error.to_string().into()), probes: None },
-            Err(None) => {
-                Found { source: KernelSource::Off("switched off by configuration".into()), probes: None }
-            }
+            Err(None) => Found { source: KernelSource::Off("switched off by configuration".into()), probes: None },
         };
         let collector = config.collector.clone().filter(|_| wanted != KernelWanted::Off);
         Ok(Self {
@@ -241,7 +239,18 @@ impl Watch {
 struct AccountMarker(Arc<Account>);
 
 impl Marker for AccountMarker {
-    fn marked(&self, work: &mut dyn FnMut()) {
-        self.0.enter(work);
+    fn marked(&self, part: Part, work: &mut dyn FnMut()) {
+        match part {
+            Part::Guest => self.0.enter(work),
+            Part::Import(name) => self.0.enter_import(name, work),
+        }
+    }
+
+    fn wants_crossings(&self) -> bool {
+        self.0.wants_crossings()
+    }
+
+    fn crossed(&self, into_guest: bool) {
+        nexus_collector::crossed(into_guest);
     }
 }

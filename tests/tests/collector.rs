@@ -77,7 +77,8 @@ async fn privilege_is_where_it_must_be_and_nowhere_else() {
     exact_again(&server).await;
 
     let url = collector.metrics.as_deref().expect("metrics");
-    let page = async || nexus_tests::server::client().get(url).send().await.expect("metrics").text().await.expect("text");
+    let page =
+        async || nexus_tests::server::client().get(url).send().await.expect("metrics").text().await.expect("text");
     let served = page().await;
     assert!(served.contains("nexus_collector_runtimes 1\n"), "{served}");
     assert!(served.contains("nexus_collector_runtimes_served_total 1\n"), "{served}");
@@ -145,10 +146,14 @@ async fn no_account_lies_while_collectors_die() {
         for _ in 0..5 {
             tokio::time::sleep(Duration::from_millis(400)).await;
             collector.take().expect("one").kill();
-            collector = Some(tokio::task::spawn_blocking({
-                let socket = socket.clone();
-                move || Collector::start(&socket)
-            }).await.expect("started"));
+            collector = Some(
+                tokio::task::spawn_blocking({
+                    let socket = socket.clone();
+                    move || Collector::start(&socket)
+                })
+                .await
+                .expect("started"),
+            );
             until("the collector", async || (server.get("/v1/kernel").await["mode"] == "full").then_some(())).await;
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);

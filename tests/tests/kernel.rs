@@ -96,6 +96,26 @@ async fn files_are_counted_exactly() {
         check(&format!("{n} reads"), &invocation, &reading(n));
         assert_eq!(invocation["output"]["data"], json!({"bytes": 6 * n}));
     }
+    // Which import of the guest made which of them: none is left but the mount's, and what a handle's end closes.
+    let invocation = invoke(&server, "/fn/files/read?path=%2Fdata%2Ffile&n=20").await;
+    let imports = invocation["kernel"]["imports"].as_object().expect("imports");
+    let descriptor = |method: &str| format!("wasi:filesystem/types.[method]descriptor.{method}");
+    let expected = [
+        (descriptor("open-at"), json!({"openat2": 20, "statx": 20})),
+        (descriptor("stat"), json!({"statx": 20})),
+        (descriptor("get-type"), json!({"statx": 20})),
+        (descriptor("metadata-hash"), json!({"statx": 20})),
+        (descriptor("get-flags"), json!({"fcntl": 20})),
+        ("wasi:io/streams.[method]input-stream.blocking-read".into(), json!({"pread64": 40})),
+    ];
+    for (import, calls) in &expected {
+        let made = &imports[import];
+        for (name, count) in calls.as_object().expect("calls") {
+            assert_eq!(&made[name]["count"], count, "{import}: {name} in {imports:#?}");
+        }
+    }
+    let few: Vec<_> = imports.keys().filter(|name| !expected.iter().any(|(import, _)| import == *name)).collect();
+    assert!(few.iter().all(|name| name.starts_with("wasi:random/")), "{few:?}");
     let missing = invoke(&server, "/fn/files/read?path=%2Fdata%2Fmissing").await;
     assert_eq!(counts(&missing)["openat2"], (1, 1), "an error is counted as one: {missing}");
 }
@@ -115,6 +135,8 @@ async fn connections_are_counted_exactly() {
             let invocation = invoke(&server, &format!("/fn/net/{way}?url={encoded}&n={m}")).await;
             assert_eq!(invocation["output"]["data"], json!(vec![200; usize::try_from(m).expect("few")]));
             let have = counts(&invocation);
+            let calls = &invocation["kernel"]["imports"]["wasi:http/outgoing-handler.handle"];
+            assert_eq!(calls["connect"]["count"].as_u64().unwrap_or(0), m, "{}", invocation["kernel"]);
             let of = |name: &str| have.get(name).copied().unwrap_or_default();
             // Each connection does not wait: `connect` returns EINPROGRESS, and how it went is asked for later.
             for (name, errors) in [("socket", 0), ("connect", m), ("getsockopt", 0), ("close", 0), ("writev", 0)] {

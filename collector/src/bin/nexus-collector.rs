@@ -78,7 +78,9 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Text => logs.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => {
+            logs.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+        }
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
     match run(args) {
@@ -96,7 +98,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         None => (None, None),
         Some(listen) => {
             let listener = runtime.block_on(TcpListener::bind(listen));
-            let listener = listener.with_context(|| format!("cannot listen on {listen}; choose another with --listen"))?;
+            let listener =
+                listener.with_context(|| format!("cannot listen on {listen}; choose another with --listen"))?;
             let address = listener.local_addr()?;
             (Some(listener), Some(address))
         }
@@ -109,10 +112,15 @@ fn run(args: Args) -> anyhow::Result<()> {
     let metrics_at = address.map(|address| format!("http://{address}/metrics"));
     tracing::info!(socket = %args.socket.display(), metrics = metrics_at.as_deref(), "ready");
     // Whoever started it may have stopped listening; the collector goes on.
-    let _ = writeln!(std::io::stdout(), "ready at {}{}", args.socket.display(), match &metrics_at {
-        Some(at) => format!(", metrics on {at}"),
-        None => String::new(),
-    });
+    let _ = writeln!(
+        std::io::stdout(),
+        "ready at {}{}",
+        args.socket.display(),
+        match &metrics_at {
+            Some(at) => format!(", metrics on {at}"),
+            None => String::new(),
+        }
+    );
     runtime.block_on(async {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let metrics = tokio::spawn(serve_metrics(metrics, stats));

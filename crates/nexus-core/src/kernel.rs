@@ -96,9 +96,16 @@ pub struct KernelAccount {
     /// By the system call's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub syscalls: Option<BTreeMap<Cow<'static, str>, SyscallStats>>,
+    /// Of the system calls, those that an import of the guest made, by the import's name: `wasi:io/streams.[method]…`. The
+    /// others made its instance, or took it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imports: Option<BTreeMap<Cow<'static, str>, BTreeMap<Cow<'static, str>, SyscallStats>>>,
     /// Time on a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_cpu_ns: Option<u64>,
+    /// Of the time on a CPU: in the guest's own code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_ns: Option<u64>,
     /// Of the time on a CPU: in system calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_ns: Option<u64>,

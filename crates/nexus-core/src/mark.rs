@@ -9,8 +9,26 @@ use std::task::{Context, Poll};
 ///
 /// The collector's account of an invocation is one; [`Unmarked`] stands where nothing is watched.
 pub trait Marker: Send + Sync + 'static {
-    /// Runs `work` on this thread, at once and exactly once, marked. A panic passes through and the mark is gone.
-    fn marked(&self, work: &mut dyn FnMut());
+    /// Runs `work` on this thread, at once and exactly once, marked as a part of the owner's work. A panic passes through and
+    /// the mark is gone.
+    fn marked(&self, part: Part, work: &mut dyn FnMut());
+
+    /// Whether [`Marker::crossed`] is to be told; it is asked once, before the guest begins.
+    fn wants_crossings(&self) -> bool {
+        false
+    }
+
+    /// On a marked thread: the guest's code begins to run, or it ends to.
+    fn crossed(&self, _into_guest: bool) {}
+}
+
+/// A part of an owner's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The guest, and whatever the host does for it on the same thread.
+    Guest,
+    /// What goes on beside the guest for one of its imports, by its name.
+    Import(&'static str),
 }
 
 /// The marker where nothing is watched.
@@ -18,7 +36,7 @@ pub trait Marker: Send + Sync + 'static {
 pub struct Unmarked;
 
 impl Marker for Unmarked {
-    fn marked(&self, work: &mut dyn FnMut()) {
+    fn marked(&self, _part: Part, work: &mut dyn FnMut()) {
         work();
     }
 }
@@ -28,13 +46,14 @@ impl Marker for Unmarked {
 /// The future lives in a box: the guest's state is large, and pinning it needs no unsafe code so.
 pub struct Marked<T: Send + 'static> {
     marker: Arc<dyn Marker>,
+    part: Part,
     inner: Pin<Box<dyn Future<Output = T> + Send>>,
 }
 
 impl<T: Send + 'static> Marked<T> {
-    /// Marks every poll of `inner` with `marker`.
-    pub fn new(marker: Arc<dyn Marker>, inner: Pin<Box<dyn Future<Output = T> + Send>>) -> Self {
-        Self { marker, inner }
+    /// Marks every poll of `inner` with `marker`, as this part of the work.
+    pub fn new(marker: Arc<dyn Marker>, part: Part, inner: Pin<Box<dyn Future<Output = T> + Send>>) -> Self {
+        Self { marker, part, inner }
     }
 }
 
@@ -42,9 +61,9 @@ impl<T: Send + 'static> Future for Marked<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let Self { marker, inner } = &mut *self;
+        let Self { marker, part, inner } = &mut *self;
         let mut result = Poll::Pending;
-        marker.marked(&mut || result = inner.as_mut().poll(cx));
+        marker.marked(*part, &mut || result = inner.as_mut().poll(cx));
         result
     }
 }
@@ -55,6 +74,6 @@ impl<T: Send + 'static> Drop for Marked<T> {
         let inner = &mut self.inner;
         let empty: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(std::future::pending());
         let mut old = Some(std::mem::replace(inner, empty));
-        self.marker.marked(&mut || drop(old.take()));
+        self.marker.marked(self.part, &mut || drop(old.take()));
     }
 }

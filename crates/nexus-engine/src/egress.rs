@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use nexus_core::function::FunctionConfig;
 use nexus_core::ids::InvocationId;
-use nexus_core::mark::{Marked, Marker};
+use nexus_core::mark::{Marked, Marker, Part};
 use nexus_core::outcome::HostCall;
 use nexus_core::trace::{SpanId, TraceContext};
 use parking_lot::Mutex;
@@ -27,6 +27,9 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 /// How much of a URL and of a method the record of a call keeps.
 const URL_BYTES_MAX: usize = 2048;
 const METHOD_BYTES_MAX: usize = 32;
+
+/// The import that all of this is done for.
+const HANDLE: Part = Part::Import("wasi:http/outgoing-handler.handle");
 
 type Sent = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>;
 
@@ -118,7 +121,9 @@ impl Calls {
         future: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Box<dyn Future<Output = Result<T, Error>> + Send> {
         match self.alive.lock().clone() {
-            Some(alive) => Box::new(Owned { inner: Marked::new(self.marker.clone(), Box::pin(future)), _alive: alive }),
+            Some(alive) => {
+                Box::new(Owned { inner: Marked::new(self.marker.clone(), HANDLE, Box::pin(future)), _alive: alive })
+            }
             None => Box::new(async { Err(Error::ConnectionTerminated) }),
         }
     }
@@ -313,7 +318,7 @@ async fn resolve(calls: &Arc<Calls>, destination: &Destination) -> Result<Vec<So
     let resolved = tokio::task::spawn_blocking(move || {
         let _resolving = resolving;
         let mut result = None;
-        marker.marked(&mut || result = Some((host.as_str(), port).to_socket_addrs().map(Iterator::collect)));
+        marker.marked(HANDLE, &mut || result = Some((host.as_str(), port).to_socket_addrs().map(Iterator::collect)));
         result
     })
     .await;

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use nexus_core::event::{Draft, Event, percent_encode};
 use nexus_core::function::FunctionConfig;
 use nexus_core::ids::InvocationId;
-use nexus_core::mark::{Marked, Marker};
+use nexus_core::mark::{Marked, Marker, Part};
 use nexus_core::outcome::{HostCall, InvocationStatus, LogLine, LogStream};
 use nexus_core::trace::TraceContext;
 use parking_lot::Mutex;
@@ -163,9 +163,16 @@ impl Loaded {
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
         let place = self.profile_engine().places.clone().acquire_many_owned(self.places).await;
         let blocking = !config.mounts.is_empty();
-        let guest =
-            Guest { loaded: self.clone(), request, config, started, calls: calls.clone(), lines: lines.clone() };
-        let marked = Marked::new(marker, Box::pin(guest.run()));
+        let guest = Guest {
+            loaded: self.clone(),
+            request,
+            config,
+            started,
+            calls: calls.clone(),
+            lines: lines.clone(),
+            marker: marker.clone(),
+        };
+        let marked = Marked::new(marker, Part::Guest, Box::pin(guest.run()));
         let ran = if blocking {
             run_on_blocking_thread(self.engine.blocking.clone(), marked, place, timeout).await
         } else {
@@ -281,6 +288,7 @@ struct Guest {
     started: Instant,
     calls: Arc<Calls>,
     lines: Arc<Mutex<Lines>>,
+    marker: Arc<dyn Marker>,
 }
 
 impl Guest {
@@ -347,6 +355,7 @@ impl Guest {
         let mut store = Store::new(&self.profile_engine().wasmtime, host);
         store.limiter(|host| &mut host.limiter);
         self.set_deadline(&mut store);
+        self.tell_crossings(&mut store);
         Ok(store)
     }
 
@@ -361,6 +370,17 @@ impl Guest {
         store.epoch_deadline_callback(move |_| {
             if Instant::now() >= deadline { Err(TimeUp.into()) } else { Ok(UpdateDeadline::Yield(1)) }
         });
+    }
+
+    /// Tells the marker when the guest's code runs, and when the host's does.
+    fn tell_crossings<T: Send + 'static>(&self, store: &mut Store<T>) {
+        if self.marker.wants_crossings() {
+            let marker = self.marker.clone();
+            store.call_hook(move |_, hook| {
+                marker.crossed(!hook.entering_host());
+                Ok(())
+            });
+        }
     }
 
     async fn run_http(
@@ -461,6 +481,7 @@ impl Guest {
         let mut store = Store::new(&self.profile_engine().wasmtime, host);
         store.limiter(|host| &mut host.limiter);
         self.set_deadline(&mut store);
+        self.tell_crossings(&mut store);
         let instance = pre.instantiate_async(&mut store).await.map_err(Failure::Stopped)?;
         *init = began.elapsed();
         let start = instance.get_typed_func::<(), ()>(&mut store, "_start").map_err(Failure::Stopped)?;

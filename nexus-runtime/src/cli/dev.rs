@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::serve::{self, ServerArgs};
 use super::{Done, Failure};
 use crate::catalog::Catalog;
+use crate::config::KernelWanted;
 use crate::manifest::{FILE, Manifest};
 
 /// Changes come in bursts (a compiler writes, renames, sets times); this long after the last one they are looked at.
@@ -34,7 +35,7 @@ pub fn run(args: DevArgs) -> Done {
         return Err(Failure::not_found(format!("there is no folder {}", args.dir.display())));
     }
     let config = args.server.config(args.dir.join(".nexus"))?;
-    serve::start_logs(config.log_format);
+    serve::start_logs(config.log_format, config.kernel != KernelWanted::Off);
     let dir = args.dir;
     serve::serve(config, move |server, stop| reload(dir, server.catalog.clone(), stop))
 }

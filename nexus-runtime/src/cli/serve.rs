@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio_util::sync::CancellationToken;
+use tracing::Subscriber;
+use tracing::subscriber::SetGlobalDefaultError;
 use tracing_subscriber::EnvFilter;
 
 use super::{Done, Failure};
 use crate::config::{Config, KernelDetail, KernelWanted, LogFormat, OtlpProtocol};
 use crate::kernel::{self, Kernel};
 use crate::server::Server;
+use crate::telemetry::Imports;
 
 /// What `dev` and `serve` take.
 #[derive(Args, Clone, Debug)]
@@ -96,20 +99,29 @@ impl ServerArgs {
 /// Runs a server until a signal ends it.
 pub fn run(args: ServerArgs) -> Done {
     let config = args.config(PathBuf::from("nexus-data"))?;
-    start_logs(config.log_format);
+    start_logs(config.log_format, config.kernel != KernelWanted::Off);
     serve(config, |_, _| async {})
 }
 
-/// Logs go to standard error; `RUST_LOG` chooses.
-pub fn start_logs(format: LogFormat) {
+/// Logs go to standard error; `RUST_LOG` chooses. With `imports`, the kernel's account tells guests' imports apart.
+pub fn start_logs(format: LogFormat, imports: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
+    let installed = match format {
         LogFormat::Text => {
             let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            logs.with_target(false).with_ansi(colour).init();
+            install(logs.with_target(false).with_ansi(colour).finish(), imports)
         }
-        LogFormat::Json => logs.json().flatten_event(true).init(),
+        LogFormat::Json => install(logs.json().flatten_event(true).finish(), imports),
+    };
+    installed.unwrap_or_else(|error| eprintln!("nexus: no logs: {error}"));
+}
+
+fn install(logs: impl Subscriber + Send + Sync, imports: bool) -> Result<(), SetGlobalDefaultError> {
+    if imports {
+        tracing::subscriber::set_global_default(Imports::around(logs))
+    } else {
+        tracing::subscriber::set_global_default(logs)
     }
 }
 

@@ -164,14 +164,7 @@ fn kernel_rows(span: &Span, depth: usize) {
     if let Some(parts) = times(time) {
         say!("{}", style::paint(&format!("{indent}kernel: {parts}"), 2));
     }
-    let mut calls: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
-    for (key, value) in &span.attributes {
-        if let Some((name, what)) = key.strip_prefix("nexus.kernel.syscall.").and_then(|k| k.rsplit_once('.')) {
-            calls.entry(name).or_default().insert(what, number(value));
-        }
-    }
-    let mut rows: Vec<_> = calls.into_iter().collect();
-    rows.sort_by_key(|(_, numbers)| std::cmp::Reverse(numbers.get("time_ns").copied()));
+    let rows = numbered(span, "nexus.kernel.syscall.");
     if rows.is_empty() {
         say!("{indent}{}", style::paint("kernel: no system call", 2));
     }
@@ -186,6 +179,11 @@ fn kernel_rows(span: &Span, depth: usize) {
         );
         say!("{}", style::paint(&text, 2));
     }
+    for (name, numbers) in numbered(span, "nexus.kernel.import.") {
+        let of = |what: &str| numbers.get(what).copied().unwrap_or(0);
+        let text = format!("{indent}import: {name} ×{}  {}", of("count"), style::duration(of("time_ns")));
+        say!("{}", style::paint(&text, 2));
+    }
     for (name, ns) in &span.slow {
         say!("{}", style::paint(&format!("{indent}slow: {name} {}", style::duration(*ns)), 33));
     }
@@ -194,10 +192,24 @@ fn kernel_rows(span: &Span, depth: usize) {
     }
 }
 
+/// The attributes `PREFIXNAME.WHAT` of a span, by name: the longest first.
+fn numbered<'a>(span: &'a Span, prefix: &str) -> Vec<(&'a str, BTreeMap<&'a str, u64>)> {
+    let mut all: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+    for (key, value) in &span.attributes {
+        if let Some((name, what)) = key.strip_prefix(prefix).and_then(|k| k.rsplit_once('.')) {
+            all.entry(name).or_default().insert(what, number(value));
+        }
+    }
+    let mut rows: Vec<_> = all.into_iter().collect();
+    rows.sort_by_key(|(_, numbers)| std::cmp::Reverse(numbers.get("time_ns").copied()));
+    rows
+}
+
 /// Where the time went, in one line, if that is known.
 fn times(part: impl Fn(&str) -> Option<i64>) -> Option<String> {
     let names = [
         ("on CPU", "on_cpu_ns"),
+        ("in its own code", "guest_ns"),
         ("in system calls", "system_ns"),
         ("ready", "run_queue_ns"),
         ("blocked", "off_cpu_ns"),

@@ -1,6 +1,7 @@
 //! What is told of the work: spans, metrics, log lines. One happening, one call, all of them.
 
 mod export;
+mod imports;
 pub mod logs;
 mod metrics;
 pub mod spans;
@@ -16,6 +17,7 @@ use nexus_log::Receipt;
 use opentelemetry_sdk::trace::SpanData;
 
 pub use export::{Exporter, resource};
+pub use imports::Imports;
 pub use logs::LogHub;
 pub use metrics::{Metrics, RuntimeView};
 pub use timings::Timings;

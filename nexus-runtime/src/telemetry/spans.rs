@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use nexus_core::ids::{InvocationId, Seq};
+use nexus_core::kernel::SyscallStats;
 use nexus_core::outcome::{InvocationStatus, Outcome, TriggerKind};
 use nexus_core::record::{NewRecord, Record};
 use nexus_core::trace::{SpanId, TraceContext};
@@ -176,6 +177,7 @@ fn invoke_attributes(record: &Record, outcome: &Outcome) -> Vec<KeyValue> {
     number("nexus.kernel.syscalls.errors", totals.map(|t| t.errors));
     number("nexus.kernel.syscalls.time_ns", totals.map(|t| t.total_ns));
     number("nexus.time.on_cpu_ns", kernel.on_cpu_ns);
+    number("nexus.time.guest_ns", kernel.guest_ns);
     number("nexus.time.run_queue_ns", kernel.run_queue_ns);
     number("nexus.time.off_cpu_ns", kernel.off_cpu_ns);
     number("nexus.time.system_ns", kernel.system_ns);
@@ -205,6 +207,12 @@ fn invoke_attributes(record: &Record, outcome: &Outcome) -> Vec<KeyValue> {
         if stats.errors > 0 {
             attributes.push(KeyValue::new(key("errors"), stats.errors as i64));
         }
+    }
+    for (import, calls) in kernel.imports.iter().flatten() {
+        let key = |what: &str| format!("nexus.kernel.import.{import}.{what}");
+        let sum = |of: fn(&SyscallStats) -> u64| calls.values().map(of).sum::<u64>() as i64;
+        attributes.push(KeyValue::new(key("count"), sum(|stats| stats.count)));
+        attributes.push(KeyValue::new(key("time_ns"), sum(|stats| stats.total_ns)));
     }
     attributes
 }

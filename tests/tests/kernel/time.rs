@@ -101,6 +101,30 @@ async fn one_that_computes_is_on_a_cpu() {
     // Other tests may use the CPUs too.
     time.mostly("on a CPU, or ready", time.on_cpu + time.ready);
     assert!(time.on_cpu > time.blocked, "{time:?}");
+    // In its own code, which is stopped at every tick and goes on.
+    let guest = invocation["kernel"]["guest_ns"].as_i64().expect("a time");
+    assert!((time.on_cpu * 8 / 10..=time.on_cpu).contains(&guest), "{guest} of {time:?}");
+}
+
+#[tokio::test]
+async fn one_whose_host_works_is_not_in_its_own_code() {
+    if !can_watch_the_kernel() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mebibytes = 64;
+    std::fs::write(folder.path().join("large"), vec![7; mebibytes << 20]).expect("a file");
+    let server = Server::builder().arg("--allow-mount").arg(folder.path().to_str().expect("text")).start();
+    let mut config = json!({"mounts": [{"host": folder.path(), "guest": "/data"}]});
+    config["limits"] = json!({"memory_mb": 256});
+    server.deploy("files", "probe", config).await;
+    let invocation = invoke(&server, "/fn/files/read?path=%2Fdata%2Flarge").await;
+    assert_eq!(invocation["output"]["data"], json!({"bytes": mebibytes << 20}));
+    let time = Time::of(&invocation);
+    let part = |name: &str| invocation["kernel"][name].as_i64().expect(name);
+    // The kernel copies it out of its cache, the host into the guest; the guest copies it once more at most.
+    assert!(part("guest_ns") + part("system_ns") <= time.on_cpu, "{invocation}");
+    assert!(part("guest_ns") < time.on_cpu * 9 / 10, "{} of {time:?}", part("guest_ns"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
