@@ -20,8 +20,14 @@ const ALLOWED: [(&str, &[&str]); 5] = [
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE_ALLOWED: [&str; 5] =
-    ["nexus-ebpf/", "nexus-ebpf-common/", "collector/src/raw", "crates/nexus-engine/src/cache.rs", "tests/guests/"];
+const UNSAFE_ALLOWED: [&str; 6] = [
+    "nexus-ebpf/",
+    "nexus-ebpf-common/",
+    "collector/src/raw",
+    "crates/nexus-engine/src/cache.rs",
+    "crates/nexus-engine/src/socket.rs",
+    "tests/guests/",
+];
 
 /// Checks them all, and names every offence.
 pub fn run() -> Result<()> {

@@ -117,6 +117,45 @@ pub struct HostCall {
     pub offset_ns: u64,
     /// Until the response's head was there, or the error.
     pub duration_ns: u64,
+    /// Its connection; absent where it came to none.
+    #[serde(default, skip_serializing_if = "Network::is_empty")]
+    pub network: Network,
+}
+
+/// What is known of the connection of a [`HostCall`]: every number is absent that is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The peer's address and port: of several, the last that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// To resolve the name, where it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_ns: Option<u64>,
+    /// To connect, over all addresses that were tried, or until the last refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_ns: Option<u64>,
+    /// To agree on TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_ns: Option<u64>,
+    /// The time of a round trip, smoothed by the kernel, at the connection's end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ns: Option<u64>,
+    /// Bytes that were sent, each once, TLS and headers included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
+    /// Bytes that were received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_received: Option<u64>,
+    /// Segments that were sent once more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u64>,
+}
+
+impl Network {
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A line that the function wrote.

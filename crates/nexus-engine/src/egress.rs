@@ -16,13 +16,14 @@ use hyper_util::rt::TokioIo;
 use nexus_core::function::FunctionConfig;
 use nexus_core::ids::InvocationId;
 use nexus_core::mark::{Marked, Marker, Part};
-use nexus_core::outcome::HostCall;
+use nexus_core::outcome::{HostCall, Network};
 use nexus_core::trace::{SpanId, TraceContext};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+use crate::socket::Socket;
 
 /// How much of a URL and of a method the record of a call keeps.
 const URL_BYTES_MAX: usize = 2048;
@@ -115,6 +116,13 @@ impl Calls {
         }
     }
 
+    /// Notes something of the connection of a call.
+    pub fn note(&self, index: usize, note: impl FnOnce(&mut Network)) {
+        if let Some(call) = self.made.lock().get_mut(index) {
+            note(&mut call.network);
+        }
+    }
+
     /// Wraps a future so that it is marked and known to be alive.
     fn owned<T: Send + 'static>(
         &self,
@@ -197,6 +205,7 @@ async fn send(calls: Arc<Calls>, request: http::Request<WasiBody>, options: Opti
         error: None,
         offset_ns: calls.started.elapsed().as_nanos() as u64,
         duration_ns: 0,
+        network: Network::default(),
     };
     let index = calls.begin(call)?;
     // Until it ends by itself it was cut off: by the guest, or by the end of the invocation.
@@ -256,7 +265,7 @@ async fn exchange(
     *request.uri_mut() = path.parse().map_err(|_| Error::HttpRequestUriInvalid)?;
 
     let (mut sender, connection) = tokio::time::timeout(connect_timeout, async {
-        let stream = connect(calls, &destination).await?;
+        let stream = connect(calls, index, &destination).await?;
         hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(Error::from)
     })
     .await
@@ -293,12 +302,20 @@ async fn exchange(
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn connect(calls: &Arc<Calls>, destination: &Destination) -> Result<Box<dyn Stream>, Error> {
-    let addresses = resolve(calls, destination).await?;
+async fn connect(calls: &Arc<Calls>, index: usize, destination: &Destination) -> Result<Box<dyn Stream>, Error> {
+    let addresses = resolve(calls, index, destination).await?;
+    let began = Instant::now();
     let mut last = Error::DestinationNotFound;
     for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) if destination.tls => return tls(destination, stream).await,
+        let connected = Socket::connect(calls, index, address).await;
+        calls.note(index, |network| network.connect_ns = Some(nanos(began.elapsed())));
+        match connected {
+            Ok(stream) if destination.tls => {
+                let began = Instant::now();
+                let agreed = tls(destination, stream).await;
+                calls.note(index, |network| network.tls_ns = Some(nanos(began.elapsed())));
+                return agreed;
+            }
             Ok(stream) => return Ok(Box::new(stream)),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => last = Error::ConnectionRefused,
             Err(error) => last = Error::Connect(error),
@@ -307,14 +324,19 @@ async fn connect(calls: &Arc<Calls>, destination: &Destination) -> Result<Box<dy
     Err(last)
 }
 
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// The system's resolver blocks, so it runs on a thread for that, bound to the invocation while it does.
-async fn resolve(calls: &Arc<Calls>, destination: &Destination) -> Result<Vec<SocketAddr>, Error> {
+async fn resolve(calls: &Arc<Calls>, index: usize, destination: &Destination) -> Result<Vec<SocketAddr>, Error> {
     let bare = destination.host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(ip) = bare.parse() {
         return Ok(vec![SocketAddr::new(ip, destination.port)]);
     }
     let (host, port, marker) = (destination.host.clone(), destination.port, calls.marker.clone());
     let resolving = Counted::in_(calls.resolving.clone());
+    let began = Instant::now();
     let resolved = tokio::task::spawn_blocking(move || {
         let _resolving = resolving;
         let mut result = None;
@@ -322,6 +344,7 @@ async fn resolve(calls: &Arc<Calls>, destination: &Destination) -> Result<Vec<So
         result
     })
     .await;
+    calls.note(index, |network| network.dns_ns = Some(nanos(began.elapsed())));
     match resolved {
         Ok(Some(Ok(addresses))) => Ok(addresses),
         Ok(Some(Err(error))) => Err(Error::DnsError { rcode: Some(error.to_string()), info_code: None }),
@@ -345,7 +368,7 @@ impl Drop for Counted {
     }
 }
 
-async fn tls(destination: &Destination, stream: TcpStream) -> Result<Box<dyn Stream>, Error> {
+async fn tls(destination: &Destination, stream: Socket) -> Result<Box<dyn Stream>, Error> {
     static CONFIG: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
     let config = CONFIG.get_or_init(|| {
         let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };

@@ -11,6 +11,7 @@ mod host;
 mod invoke;
 mod kind;
 mod limiter;
+mod socket;
 mod streams;
 mod worlds;
 

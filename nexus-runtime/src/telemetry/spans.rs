@@ -11,11 +11,12 @@
 //! ```
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use nexus_core::ids::{InvocationId, Seq};
 use nexus_core::kernel::SyscallStats;
-use nexus_core::outcome::{InvocationStatus, Outcome, TriggerKind};
+use nexus_core::outcome::{InvocationStatus, Network, Outcome, TriggerKind};
 use nexus_core::record::{NewRecord, Record};
 use nexus_core::trace::{SpanId, TraceContext};
 use opentelemetry::trace::{Event, SpanContext, SpanKind, Status, TraceFlags, TraceState};
@@ -121,6 +122,7 @@ pub fn of_outcome(record: &Record, outcome: &Outcome, commit: Option<Duration>) 
         if let Some(status) = call.status {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
         }
+        network_attributes(&call.network, &mut attributes);
         let span_id = SpanId::derive(id.0.as_bytes(), &format!("call {index}"));
         let time = (at, Duration::from_nanos(call.duration_ns));
         let parent = Some(invoke_span(id));
@@ -215,6 +217,23 @@ fn invoke_attributes(record: &Record, outcome: &Outcome) -> Vec<KeyValue> {
         attributes.push(KeyValue::new(key("time_ns"), sum(|stats| stats.total_ns)));
     }
     attributes
+}
+
+fn network_attributes(network: &Network, attributes: &mut Vec<KeyValue>) {
+    if let Some(peer) = network.peer.as_ref().and_then(|peer| peer.parse::<SocketAddr>().ok()) {
+        attributes.push(KeyValue::new("network.peer.address", peer.ip().to_string()));
+        attributes.push(KeyValue::new("network.peer.port", i64::from(peer.port())));
+    }
+    let numbers = [
+        ("nexus.net.dns_ns", network.dns_ns),
+        ("nexus.net.connect_ns", network.connect_ns),
+        ("nexus.net.tls_ns", network.tls_ns),
+        ("nexus.net.rtt_ns", network.rtt_ns),
+        ("nexus.net.bytes_sent", network.bytes_sent),
+        ("nexus.net.bytes_received", network.bytes_received),
+        ("nexus.net.retransmits", network.retransmits),
+    ];
+    attributes.extend(numbers.into_iter().filter_map(|(name, value)| Some(KeyValue::new(name, value? as i64))));
 }
 
 fn slow_syscalls(started: SystemTime, outcome: &Outcome) -> SpanEvents {
