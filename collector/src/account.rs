@@ -145,8 +145,8 @@ impl Account {
         };
         let mut detail = slots.detail().clone();
         if self.watched.level == Level::Counts {
-            (detail.scheduling, detail.page_faults) =
-                (Err(self.watched.reason.clone()), Err(self.watched.reason.clone()));
+            let reason = || Err(self.watched.reason.clone());
+            (detail.scheduling, detail.disk_waits, detail.page_faults) = (reason(), reason(), reason());
         }
         let tally = self.tally.lock();
         let changed = slots.changes() != self.watched.change;
@@ -294,6 +294,10 @@ pub(crate) fn scheduled(detail: &Detail, sched: &Sched, worked_ns: u64) -> Kerne
             account.run_queue_ns = Some(sched.run_queue_ns);
             account.off_cpu_ns = Some(sched.off_cpu_ns);
             account.page_fault_off_cpu_ns = Some(sched.fault_off_cpu_ns);
+            if detail.disk_waits.is_ok() {
+                account.io_wait_ns = Some(sched.io_wait_ns);
+                account.io_waits = Some(sched.io_waits);
+            }
             account.context_switches = Some(sched.switches);
             account.migrations = Some(sched.migrations);
         }

@@ -67,7 +67,12 @@ impl Programs {
         let profiles = load_perf_event(&mut self.ebpf, SAMPLE).map(drop).map_err(|error| because("profiles", error));
         if !scheduling {
             let off: Cow<'static, str> = "scheduling is not watched, by configuration".into();
-            return Detail { scheduling: Err(off.clone()), page_faults: Err(off), profiles };
+            return Detail {
+                scheduling: Err(off.clone()),
+                disk_waits: Err(off.clone()),
+                page_faults: Err(off),
+                profiles,
+            };
         }
         let load = |ebpf: &mut Ebpf, programs: &[(&'static str, &'static str)]| {
             programs.iter().try_for_each(|(name, _)| load_program(ebpf, name).map(drop))
@@ -82,7 +87,7 @@ impl Programs {
             .and_then(|()| self.attach_major_fault())
             .map_err(|error| because("page faults", error));
         self.detach_detail();
-        Detail { scheduling, page_faults, profiles }
+        Detail { disk_waits: scheduling.clone(), scheduling, page_faults, profiles }
     }
 
     /// Attaches what the level asks for and can be had, and nothing else.

@@ -34,6 +34,11 @@ const MEMBER_LEN: usize = 12;
 
 /// The offset in bytes of `field` in `structure`, in raw BTF of this machine's byte order.
 pub fn field_offset(btf: &[u8], structure: &'static str, field: &'static str) -> Result<u32, BtfError> {
+    bit_offset(btf, structure, field).map(|bits| bits / 8)
+}
+
+/// The same in bits, for a field of a bit.
+pub fn bit_offset(btf: &[u8], structure: &'static str, field: &'static str) -> Result<u32, BtfError> {
     let reader = Reader { data: btf };
     if reader.u16(0)? != MAGIC {
         return Err(BtfError::Damaged { at: 0 });
@@ -64,8 +69,7 @@ pub fn field_offset(btf: &[u8], structure: &'static str, field: &'static str) ->
                 let member = body + index * MEMBER_LEN;
                 if name_is(reader.u32(member)?, field) {
                     let offset = reader.u32(member + 8)?;
-                    let bits = if bitfields { offset & 0x00ff_ffff } else { offset };
-                    return Ok(bits / 8);
+                    return Ok(if bitfields { offset & 0x00ff_ffff } else { offset });
                 }
             }
         }

@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::FromBytes as _;
 
 use crate::attach::{Programs, load_whoami};
-use crate::btf;
+use crate::btf::{self, BtfError};
 use crate::embedded;
 use crate::error::ProbesError;
 use crate::messages::TracingLog;
@@ -78,6 +78,10 @@ impl Loaded {
             detail.scheduling =
                 Err("scheduling cannot be watched: this machine's clock is read by a system call".into());
         }
+        detail.disk_waits = detail.scheduling.clone().and_then(|()| {
+            let found = read_btf().and_then(|types| Ok(iowait_bit(&types)?));
+            found.map(drop).map_err(|error| format!("waiting for disks cannot be watched: {error}").into())
+        });
         programs.set_level(Level::Full, &detail)?;
         if let Some(trees) = &mut trees {
             trees.set_detail(detail.clone());
@@ -159,13 +163,19 @@ pub(crate) fn read_btf() -> Result<Vec<u8>, ProbesError> {
     fs::read(BTF_PATH).map_err(|source| ProbesError::NoBtf { path: BTF_PATH, source })
 }
 
+fn iowait_bit(types: &[u8]) -> Result<u32, BtfError> {
+    btf::bit_offset(types, "task_struct", "in_iowait")
+}
+
 fn load_maps(object: &[u8], config: &ProbesConfig) -> Result<Ebpf, ProbesError> {
-    let (mut pid, mut pending) = (0, 0);
+    let (mut pid, mut pending, mut iowait) = (0, 0, 0);
     if config.observe || config.scheduling {
         let types = read_btf()?;
         pid = btf::field_offset(&types, "task_struct", "pid")?;
         pending =
             btf::field_offset(&types, "task_struct", "pending")? + btf::field_offset(&types, "sigpending", "signal")?;
+        // Without it, waiting for a disk is not told from other waiting.
+        iowait = iowait_bit(&types).unwrap_or(0);
     }
     EbpfLoader::new()
         .map_max_entries("TASKS", pid_max()?)
@@ -173,6 +183,7 @@ fn load_maps(object: &[u8], config: &ProbesConfig) -> Result<Ebpf, ProbesError> 
         .map_max_entries("MEMBERS", if config.observe { config.observed_tasks_max } else { 1 })
         .map_max_entries("TREE_STATS", if config.observe { Trees::STATS_MAX } else { 1 })
         .override_global("TASK_PID_OFFSET", &pid, true)
+        .override_global("TASK_IOWAIT_BIT", &iowait, true)
         .override_global("TASK_PENDING_OFFSET", &pending, true)
         .load(object)
         .map_err(ProbesError::from_ebpf)

@@ -109,6 +109,8 @@ pub(crate) struct Sched {
     pub(crate) migrations: u64,
     pub(crate) faults: u64,
     pub(crate) major_faults: u64,
+    pub(crate) io_wait_ns: u64,
+    pub(crate) io_waits: u64,
 }
 
 impl Sched {
@@ -132,6 +134,8 @@ impl Sched {
             migrations: counts.migrations.load(Ordering::Relaxed),
             faults: counts.faults.load(Ordering::Relaxed),
             major_faults: counts.major_faults.load(Ordering::Relaxed),
+            io_wait_ns: counts.io_wait_ns.load(Ordering::Relaxed),
+            io_waits: counts.io_waits.load(Ordering::Relaxed),
         }
     }
 
@@ -144,6 +148,8 @@ impl Sched {
         self.migrations += more.migrations;
         self.faults += more.faults;
         self.major_faults += more.major_faults;
+        self.io_wait_ns += more.io_wait_ns;
+        self.io_waits += more.io_waits;
     }
 
     fn is_empty(&self) -> bool {
@@ -153,9 +159,17 @@ impl Sched {
 
 impl From<SchedCounts> for Sched {
     fn from(counts: SchedCounts) -> Self {
-        let SchedCounts { off_cpu_ns, run_queue_ns, fault_off_cpu_ns, switches, migrations, faults, major_faults } =
-            counts;
-        Self { off_cpu_ns, run_queue_ns, fault_off_cpu_ns, switches, migrations, faults, major_faults }
+        Self {
+            off_cpu_ns: counts.off_cpu_ns,
+            run_queue_ns: counts.run_queue_ns,
+            fault_off_cpu_ns: counts.fault_off_cpu_ns,
+            switches: counts.switches,
+            migrations: counts.migrations,
+            faults: counts.faults,
+            major_faults: counts.major_faults,
+            io_wait_ns: counts.io_wait_ns,
+            io_waits: counts.io_waits,
+        }
     }
 }
 

@@ -207,10 +207,11 @@ impl Probes {
     }
 
     /// What the probes tell beside system calls: each family with why it does not, if so.
-    pub fn families(&self) -> [(&'static str, Result<(), Cow<'static, str>>); 3] {
+    pub fn families(&self) -> [(&'static str, Result<(), Cow<'static, str>>); 4] {
         let detail = self.slots.detail();
         [
             ("scheduling", detail.scheduling.clone()),
+            ("disk waits", detail.disk_waits.clone()),
             ("page faults", detail.page_faults.clone()),
             ("profiles", detail.profiles.clone()),
         ]

@@ -86,6 +86,7 @@ impl Registrar {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Detail {
     pub(crate) scheduling: Result<(), Cow<'static, str>>,
+    pub(crate) disk_waits: Result<(), Cow<'static, str>>,
     pub(crate) page_faults: Result<(), Cow<'static, str>>,
     pub(crate) profiles: Result<(), Cow<'static, str>>,
 }
@@ -94,7 +95,7 @@ impl Detail {
     /// Before anything was tried.
     pub(crate) fn unknown() -> Self {
         let unknown = || Err(Cow::Borrowed("the probes are not attached yet"));
-        Self { scheduling: unknown(), page_faults: unknown(), profiles: unknown() }
+        Self { scheduling: unknown(), disk_waits: unknown(), page_faults: unknown(), profiles: unknown() }
     }
 }
 

@@ -17,11 +17,20 @@ pub struct SchedState {
     pub out_ts_ns: u64,
     /// When it was last made able to run. Void if before [`SchedState::out_ts_ns`].
     pub wake_ts_ns: u64,
-    /// 1: it left because it blocked. 0: it was able to run.
+    /// Why it left: [`READY`], [`BLOCKED`] or [`BLOCKED_ON_IO`].
     pub blocked: u32,
     /// The CPU that it left.
     pub cpu: u32,
 }
+
+/// It was able to run.
+pub const READY: u32 = 0;
+
+/// It blocked.
+pub const BLOCKED: u32 = 1;
+
+/// It blocked, and the kernel counts it as waiting for a disk (`iowait`).
+pub const BLOCKED_ON_IO: u32 = 2;
 
 /// Where the time of the current system call went.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,9 +68,13 @@ pub struct SchedCounts {
     pub faults: u64,
     /// Of these: the ones that needed the disk.
     pub major_faults: u64,
+    /// Of the time blocked: for a disk.
+    pub io_wait_ns: u64,
+    /// How often.
+    pub io_waits: u64,
 }
 
 const _: () = {
     assert!(size_of::<SchedState>() == 24);
-    assert!(size_of::<SchedCounts>() == 56);
+    assert!(size_of::<SchedCounts>() == 72);
 };

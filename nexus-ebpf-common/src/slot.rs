@@ -54,7 +54,7 @@ pub struct SlotHeader {
     /// Where the generation's time went.
     pub counts: SchedCounts,
     /// Zero: what follows begins with a cache line of its own.
-    pub reserved: u64,
+    pub reserved: [u64; 7],
 }
 
 /// What one system call cost in one generation: a cache line.
@@ -109,14 +109,14 @@ pub struct Slot {
 }
 
 const _: () = {
-    assert!(size_of::<SlotHeader>() == 192);
+    assert!(size_of::<SlotHeader>() == 256);
     assert!(size_of::<SyscallStat>() == 64);
     assert!(size_of::<SlowRecord>() == 32);
     assert!(offset_of!(SlotHeader, owner) == 64);
-    assert!(offset_of!(Slot, stats) == 192);
-    assert!(offset_of!(Slot, touched) == 192 + 64 * SYSCALLS_MAX);
-    assert!(offset_of!(Slot, records) == 192 + 66 * SYSCALLS_MAX);
-    assert!(size_of::<Slot>() == 192 + 66 * SYSCALLS_MAX + 32 * RECORDS_MAX);
+    assert!(offset_of!(Slot, stats) == 256);
+    assert!(offset_of!(Slot, touched) == 256 + 64 * SYSCALLS_MAX);
+    assert!(offset_of!(Slot, records) == 256 + 66 * SYSCALLS_MAX);
+    assert!(size_of::<Slot>() == 256 + 66 * SYSCALLS_MAX + 32 * RECORDS_MAX);
     // The array begins with a page, so every slot begins with a cache line.
     assert!(size_of::<Slot>().is_multiple_of(64));
 };

@@ -96,7 +96,7 @@ pub struct TreeStat {
 
 const _: () = {
     assert!(size_of::<Member>() == 72);
-    assert!(size_of::<TreeCounts>() == 80);
+    assert!(size_of::<TreeCounts>() == 96);
     assert!(size_of::<TreeKey>() == 8);
     assert!(size_of::<TreeStat>() == 48);
 };

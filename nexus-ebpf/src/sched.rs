@@ -3,12 +3,14 @@
 //! What it blocks in is known from the system call that it is in; outside of one only a page fault can block it.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel,
+};
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use nexus_ebpf_common::{
-    CallTime, ENTER_NONE, MEMBER_COUNTING, SchedCounts, SchedState, Slot, TASK_TREE, TASK_UNTRACKED, TREES_MAX,
-    TreeCounts,
+    BLOCKED, BLOCKED_ON_IO, CallTime, ENTER_NONE, MEMBER_COUNTING, READY, SchedCounts, SchedState, Slot, TASK_TREE,
+    TASK_UNTRACKED, TREES_MAX, TreeCounts,
 };
 
 use crate::maps::{MEMBERS, SLOTS, TASKS, TREES};
@@ -17,6 +19,10 @@ use crate::trees::is_observed;
 /// Where in a `task_struct` its thread id is. From the kernel's BTF.
 #[unsafe(no_mangle)]
 static TASK_PID_OFFSET: Global<u32> = Global::new(0);
+
+/// Where in a `task_struct` the bit `in_iowait` is, in bits; 0 where it is not known. From the kernel's BTF.
+#[unsafe(no_mangle)]
+static TASK_IOWAIT_BIT: Global<u32> = Global::new(0);
 
 /// A thread that runs.
 pub const ON_CPU: SchedState = SchedState { out_ts_ns: 0, wake_ts_ns: 0, blocked: 0, cpu: 0 };
@@ -39,7 +45,12 @@ pub fn nexus_sched_switch(ctx: RawTracePointContext) -> i32 {
         None | Some(&TASK_UNTRACKED) => {}
         Some(watched) => {
             let (preempted, state): (u64, u64) = (ctx.arg(0), ctx.arg(3));
-            leave(prev, *watched, now, preempted & 1 == 0 && state as u32 != 0);
+            let blocked = match preempted & 1 == 0 && state as u32 != 0 {
+                false => READY,
+                true if waits_for_io() => BLOCKED_ON_IO,
+                true => BLOCKED,
+            };
+            leave(prev, *watched, now, blocked);
         }
     }
     // A thread whose id cannot be read is not seen coming back, so that all of its absence is missing in its account. It
@@ -75,8 +86,23 @@ pub fn nexus_sched_wakeup(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// Whether the current thread, which is about to block, does so for a disk.
 #[inline(always)]
-fn leave(tid: u32, watched: u32, now: u64, blocked: bool) {
+fn waits_for_io() -> bool {
+    let bit = u64::from(TASK_IOWAIT_BIT.load());
+    if bit == 0 {
+        return false;
+    }
+    // SAFETY: the helper checks the address itself.
+    let byte = unsafe {
+        let task = bpf_get_current_task();
+        bpf_probe_read_kernel((task + bit / 8) as *const u8)
+    };
+    matches!(byte, Ok(byte) if byte >> (bit % 8) & 1 == 1)
+}
+
+#[inline(always)]
+fn leave(tid: u32, watched: u32, now: u64, blocked: u32) {
     if watched != TASK_TREE {
         if let Some(slot) = SLOTS.get_ptr_mut(watched - 1) {
             // SAFETY: the slot is this thread's own, and the thread is leaving: nobody else writes to it.
@@ -113,11 +139,11 @@ fn came(in_ts_ns: u64, out_ts_ns: u64) -> u64 {
 /// # Safety
 /// Nobody else writes to the state now.
 #[inline(always)]
-unsafe fn mark_left(sched: *mut SchedState, now: u64, blocked: bool) {
+unsafe fn mark_left(sched: *mut SchedState, now: u64, blocked: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         (*sched).out_ts_ns = now;
-        (*sched).blocked = u32::from(blocked);
+        (*sched).blocked = blocked;
         (*sched).cpu = bpf_get_smp_processor_id();
     }
 }
@@ -166,13 +192,17 @@ unsafe fn add(sched: *mut SchedState, counts: *mut SchedCounts, now: u64, call: 
         let away = now.saturating_sub(out_ts_ns);
         // The clocks of two CPUs may differ by a little.
         let run_queue = match blocked {
-            0 => away,
+            READY => away,
             _ if wake_ts_ns >= out_ts_ns && wake_ts_ns <= now => now - wake_ts_ns,
             _ => 0,
         };
         let off_cpu = away - run_queue;
         (*counts).run_queue_ns += run_queue;
         (*counts).off_cpu_ns += off_cpu;
+        if blocked == BLOCKED_ON_IO {
+            (*counts).io_wait_ns += off_cpu;
+            (*counts).io_waits += 1;
+        }
         if let Some(call) = call {
             (*call).run_queue_ns += run_queue;
             (*call).off_cpu_ns += off_cpu;
@@ -203,6 +233,8 @@ pub unsafe fn counts_of(slot: *mut Slot) -> *mut SchedCounts {
             (*counts).migrations = 0;
             (*counts).faults = 0;
             (*counts).major_faults = 0;
+            (*counts).io_wait_ns = 0;
+            (*counts).io_waits = 0;
             (*header).counts_generation = (*header).generation;
         }
         counts

@@ -110,7 +110,7 @@ pub async fn measure(
     let (cpu, done) = measured?;
     let mut costs = Vec::new();
     for (at, mode) in [(1, KernelMode::Counts), (2, KernelMode::Full)] {
-        let [(_, scheduling), (_, page_faults), _] = probes.families();
+        let [(_, scheduling), _, (_, page_faults), _] = probes.families();
         if scheduling.is_err() && page_faults.is_err() && mode == KernelMode::Full {
             continue;
         }

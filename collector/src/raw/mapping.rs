@@ -43,6 +43,8 @@ pub(crate) struct SchedCells {
     pub(crate) migrations: AtomicU64,
     pub(crate) faults: AtomicU64,
     pub(crate) major_faults: AtomicU64,
+    pub(crate) io_wait_ns: AtomicU64,
+    pub(crate) io_waits: AtomicU64,
 }
 
 /// [`SlowRecord`] as seen from user space.
@@ -71,7 +73,7 @@ pub(crate) struct SlotCells {
     pub(crate) sched: SchedStateCells,
     pub(crate) counts_generation: AtomicU64,
     pub(crate) counts: SchedCells,
-    reserved: AtomicU64,
+    reserved: [AtomicU64; 7],
     pub(crate) stats: [StatCells; SYSCALLS_MAX],
     pub(crate) touched: [AtomicU16; SYSCALLS_MAX],
     pub(crate) records: [RecordCells; RECORDS_MAX],
@@ -96,6 +98,7 @@ const _: () = {
     assert!(offset_of!(SchedStateCells, cpu) == offset_of!(SchedState, cpu));
     assert!(offset_of!(SchedCells, switches) == offset_of!(SchedCounts, switches));
     assert!(offset_of!(SchedCells, major_faults) == offset_of!(SchedCounts, major_faults));
+    assert!(offset_of!(SchedCells, io_waits) == offset_of!(SchedCounts, io_waits));
     assert!(offset_of!(SlotCells, stats) == offset_of!(Slot, stats));
     assert!(offset_of!(SlotCells, touched) == offset_of!(Slot, touched));
     assert!(offset_of!(SlotCells, records) == offset_of!(Slot, records));

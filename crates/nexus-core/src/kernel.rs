@@ -118,6 +118,12 @@ pub struct KernelAccount {
     /// Of the time blocked: in page faults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_fault_off_cpu_ns: Option<u64>,
+    /// Of the time blocked: for a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_wait_ns: Option<u64>,
+    /// How often it was blocked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_waits: Option<u64>,
     /// Time in which no thread worked for the invocation: it awaited a timer, a response, a lock of the runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_ns: Option<u64>,

@@ -213,6 +213,7 @@ fn times(part: impl Fn(&str) -> Option<i64>) -> Option<String> {
         ("in system calls", "system_ns"),
         ("ready", "run_queue_ns"),
         ("blocked", "off_cpu_ns"),
+        ("on disks", "io_wait_ns"),
         ("awaiting", "waiting_ns"),
         ("not explained", "residual_ns"),
     ];

@@ -99,7 +99,7 @@ pub fn take(kernel: &Kernel, wanted: &Wanted, stop: &CancellationToken) -> Resul
     let (Some(probes), false) = (kernel.probes(), mode == KernelMode::Off) else {
         return Err(ProfileError::Off(reason.unwrap_or_default().into_owned()));
     };
-    if let [_, _, (_, Err(reason))] = probes.families() {
+    if let [_, _, _, (_, Err(reason))] = probes.families() {
         return Err(ProfileError::Off(reason.into_owned()));
     }
     let tags: HashMap<u64, Version> = versions.iter().map(|v| (tag(function, *v), *v)).collect();

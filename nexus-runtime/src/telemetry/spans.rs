@@ -184,6 +184,8 @@ fn invoke_attributes(record: &Record, outcome: &Outcome) -> Vec<KeyValue> {
     number("nexus.time.off_cpu_ns", kernel.off_cpu_ns);
     number("nexus.time.system_ns", kernel.system_ns);
     number("nexus.time.page_fault_off_cpu_ns", kernel.page_fault_off_cpu_ns);
+    number("nexus.time.io_wait_ns", kernel.io_wait_ns);
+    number("nexus.kernel.io_waits", kernel.io_waits);
     number("nexus.time.waiting_ns", kernel.waiting_ns);
     number("nexus.kernel.page_faults.minor", kernel.page_faults.map(|f| f.minor));
     number("nexus.kernel.page_faults.major", kernel.page_faults.map(|f| f.major));

@@ -107,6 +107,38 @@ async fn one_that_computes_is_on_a_cpu() {
 }
 
 #[tokio::test]
+async fn one_that_reads_what_is_on_the_disk_alone_waits_for_it() {
+    if !can_watch_the_kernel() {
+        return;
+    }
+    // Beside the build: what is for temporary files may be in memory.
+    let folder = tempfile::tempdir_in(nexus_tests::server::program().parent().expect("a folder")).expect("a folder");
+    let (path, mebibytes) = (folder.path().join("large"), 32);
+    let server = Server::builder().arg("--allow-mount").arg(folder.path().to_str().expect("text")).start();
+    let mut config = json!({"mounts": [{"host": folder.path(), "guest": "/data"}]});
+    config["limits"] = json!({"memory_mb": 256});
+    server.deploy("files", "probe", config).await;
+    let waits = async |cached: bool| {
+        if !cached {
+            let file = std::fs::File::create(&path).expect("a file");
+            std::io::Write::write_all(&mut &file, &vec![7; mebibytes << 20]).expect("room");
+            file.sync_all().expect("written");
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("forgotten");
+        }
+        let invocation = invoke(&server, "/fn/files/read?path=%2Fdata%2Flarge").await;
+        assert_eq!(invocation["output"]["data"], json!({"bytes": mebibytes << 20}));
+        let time = Time::of(&invocation);
+        let part = |name: &str| invocation["kernel"][name].as_i64().expect(name);
+        assert!(part("io_wait_ns") <= time.blocked, "{time:?}");
+        (part("io_waits"), part("io_wait_ns"))
+    };
+    let (waited, ns) = waits(false).await;
+    assert!(waited > 0 && ns > 0, "{waited} waits, {ns} ns");
+    let (again, _) = waits(true).await;
+    assert!(again * 10 <= waited, "{again} waits for what is in memory, {waited} for what was on the disk");
+}
+
+#[tokio::test]
 async fn one_whose_host_works_is_not_in_its_own_code() {
     if !can_watch_the_kernel() {
         return;
