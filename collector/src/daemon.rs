@@ -97,7 +97,6 @@ pub struct Daemon {
     listener: OwnedFd,
     config: DaemonConfig,
     stats: Arc<DaemonStats>,
-    stop: Arc<AtomicBool>,
 }
 
 impl Daemon {
@@ -108,7 +107,7 @@ impl Daemon {
         }
         Loaded::load(embedded::object(), &ProbesConfig { threads_max: 1, observe: false, ..ProbesConfig::default() })?;
         let listener = listen_at(&config.socket)?;
-        Ok(Self { listener, config, stats: Arc::default(), stop: Arc::default() })
+        Ok(Self { listener, config, stats: Arc::default() })
     }
 
     /// What it has done, kept up to date.
@@ -116,15 +115,10 @@ impl Daemon {
         Arc::clone(&self.stats)
     }
 
-    /// Set to `true`, it ends [`Daemon::run`] within a second.
-    pub fn stop_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.stop)
-    }
-
-    /// Serves until it is stopped. Then the socket is gone, and so are all probes.
-    pub fn run(&self) {
+    /// Serves until `stop` is true, and ends within a second then: all probes are gone, and when this is dropped the socket is.
+    pub fn run(&self, stop: &Arc<AtomicBool>) {
         let mut sessions: Vec<thread::JoinHandle<()>> = Vec::new();
-        while !self.stop.load(Ordering::Relaxed) {
+        while !stop.load(Ordering::Relaxed) {
             sessions.retain(|session| !session.is_finished());
             if !wait_for(&[&self.listener])[0] {
                 continue;
@@ -142,7 +136,7 @@ impl Daemon {
                 self.stats.refused_total.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            let (config, stats, stop) = (self.config.clone(), self.stats(), self.stop_flag());
+            let (config, stats, stop) = (self.config.clone(), self.stats(), Arc::clone(stop));
             let session = thread::Builder::new().name("session".into()).spawn(move || {
                 if let Err(why) = serve(&socket, &config, &stats, &stop) {
                     stats.refused_total.fetch_add(1, Ordering::Relaxed);

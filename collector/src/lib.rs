@@ -6,6 +6,7 @@
 
 mod account;
 mod attach;
+mod attributes;
 mod btf;
 mod daemon;
 mod embedded;
@@ -16,6 +17,7 @@ mod mark;
 mod messages;
 mod names;
 pub mod observe;
+pub mod otlp;
 mod probes;
 mod profile;
 mod raw;
@@ -25,9 +27,11 @@ mod status;
 mod tasks;
 mod threads;
 mod tracked;
+pub mod watch;
 mod wire;
 
 pub use account::{Account, KernelSource, SLOW_CALLS_MAX};
+pub use attributes::kernel_attributes;
 pub use btf::BtfError;
 pub use daemon::{Daemon, DaemonConfig, DaemonError, DaemonStats};
 pub use embedded::object;

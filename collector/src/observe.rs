@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use nexus_core::kernel::{KernelAccount, SyscallStats};
 use nexus_ebpf_common::{
-    CallTime, ENTER_NONE, MEMBER_ARMED, Member, SchedState, TASK_TREE, TASK_UNTRACKED, TREES_MAX, TreeCounts, TreeKey,
-    TreeStat,
+    CallTime, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, READY, SchedState, TASK_TREE, TASK_UNTRACKED,
+    TREES_MAX, TreeCounts, TreeKey, TreeStat,
 };
 use parking_lot::Mutex;
 use rustix::fs::{Access, access};
@@ -27,7 +27,7 @@ use crate::error::ProbesError;
 use crate::mark::Sched;
 use crate::names::syscall_name;
 use crate::probes::Probes;
-use crate::raw::SignalForwarding;
+use crate::raw::{SignalForwarding, monotonic_ns};
 use crate::slots::Detail;
 use crate::tasks::Tasks;
 
@@ -64,6 +64,20 @@ pub enum ObserveError {
         /// Why.
         source: io::Error,
     },
+    /// There is no such process, or it has ended.
+    #[error("there is no process {0}")]
+    NoProcess(u32),
+    /// There is no such cgroup.
+    #[error("{}: there is no such cgroup: {source}", .path.display())]
+    Cgroup {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Other processes cannot be named from here.
+    #[error("processes can be watched from the host's PID namespace only (`docker run --pid=host`, `hostPID: true`)")]
+    PidNamespace,
     /// The probes were loaded without [`crate::ProbesConfig::observe`].
     #[error("the probes were loaded for threads only")]
     NotLoaded,
@@ -216,7 +230,7 @@ struct Maps {
 }
 
 /// A tree that is observed until this is dropped.
-struct TreeGuard<'a> {
+pub(crate) struct TreeGuard<'a> {
     trees: &'a Trees,
     id: u32,
 }
@@ -241,7 +255,7 @@ impl Trees {
         self.detail = detail;
     }
 
-    fn begin(&self) -> Result<TreeGuard<'_>, ObserveError> {
+    pub(crate) fn begin(&self) -> Result<TreeGuard<'_>, ObserveError> {
         let mut maps = self.maps.lock();
         if maps.live.len() >= TREES_MAX as usize {
             return Err(ObserveError::TooMany);
@@ -267,33 +281,87 @@ impl Trees {
     /// Makes the current thread an armed member.
     fn join(&self, tree: u32) -> Result<u32, ObserveError> {
         let tid = self.tasks.current().map_err(|error| ProbesError::from_io("learn this thread's id", error))?;
+        self.add(tid, tree, MEMBER_ARMED, 0)?;
+        Ok(tid)
+    }
+
+    /// Makes a thread that runs already a member that counts; `in_ts_ns` says since when it has been on its CPU, 0 if it is on
+    /// none.
+    pub(crate) fn take_in(&self, tree: u32, tid: u32, in_ts_ns: u64) -> Result<(), ObserveError> {
+        self.add(tid, tree, MEMBER_COUNTING, in_ts_ns)
+    }
+
+    fn add(&self, tid: u32, tree: u32, state: u32, in_ts_ns: u64) -> Result<(), ObserveError> {
         let member = Member {
             tree,
-            state: MEMBER_ARMED,
+            state,
             enter_nr: ENTER_NONE,
             reserved: 0,
             enter_ts_ns: 0,
             enter_time: CallTime::default(),
-            in_ts_ns: 0,
+            in_ts_ns,
             sched: SchedState::default(),
         };
         let mut bytes = [0; size_of::<Member>()];
         bytes.copy_from_slice(member.as_bytes());
         self.maps.lock().members.insert(tid, bytes, 0).map_err(failed("join a tree"))?;
         self.tasks.set(tid, TASK_TREE).map_err(failed("join a tree"))?;
-        Ok(tid)
+        Ok(())
     }
 
-    fn leave(&self, tid: u32) -> Result<(), ObserveError> {
+    /// Whether anybody watches a thread.
+    pub(crate) fn is_watched(&self, tid: u32) -> Result<bool, ObserveError> {
+        let watched = self.tasks.get(tid).map_err(failed("look a thread up"))?;
+        if watched != TASK_TREE {
+            return Ok(watched != TASK_UNTRACKED);
+        }
+        // One that a tree which is no more left behind goes at its next call.
+        let maps = self.maps.lock();
+        let tree = match maps.members.get(&tid, 0) {
+            Ok(bytes) => Member::read_from_bytes(&bytes).map_or(0, |member| member.tree),
+            Err(MapError::KeyNotFound) => 0,
+            Err(error) => return Err(failed("look a thread up")(error).into()),
+        };
+        Ok(maps.live.contains(&tree))
+    }
+
+    pub(crate) fn leave(&self, tid: u32) -> Result<(), ObserveError> {
         self.tasks.set(tid, TASK_UNTRACKED).map_err(failed("leave a tree"))?;
-        self.maps.lock().members.remove(&tid).map_err(failed("leave a tree"))?;
-        Ok(())
+        match self.maps.lock().members.remove(&tid) {
+            // It ended, and its probe removed it.
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(failed("leave a tree")(error).into()),
+        }
     }
 }
 
+/// Adds the time since a member came on its CPU, or left it.
+fn add_current(member: &Member, now: u64, on_cpu_ns: &mut u64, sched: &mut Sched) {
+    let SchedState { out_ts_ns, wake_ts_ns, blocked, .. } = member.sched;
+    if out_ts_ns == 0 {
+        if member.in_ts_ns > 0 {
+            *on_cpu_ns += now.saturating_sub(member.in_ts_ns);
+        }
+        return;
+    }
+    let away = now.saturating_sub(out_ts_ns);
+    let ready = match blocked {
+        READY => away,
+        _ if wake_ts_ns >= out_ts_ns => now.saturating_sub(wake_ts_ns),
+        _ => 0,
+    };
+    sched.run_queue_ns += ready;
+    sched.off_cpu_ns += away.saturating_sub(ready);
+}
+
 impl TreeGuard<'_> {
+    /// The tree's id.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
     /// The tree's account up to now, and how many threads it made.
-    fn read(&self) -> Result<(KernelAccount, u64), ObserveError> {
+    pub(crate) fn read(&self) -> Result<(KernelAccount, u64), ObserveError> {
         let maps = self.trees.maps.lock();
         let scheduling = self.trees.detail.scheduling.is_ok();
         let mut syscalls: BTreeMap<Cow<'static, str>, SyscallStats> = BTreeMap::new();
@@ -324,6 +392,14 @@ impl TreeGuard<'_> {
             lost += value.lost;
             on_cpu_ns += value.on_cpu_ns;
             sched.add(&Sched::from(value.sched));
+        }
+        // What goes on now is added up by the probes when it ends.
+        let now = monotonic_ns();
+        for (_, bytes) in maps.members.iter().filter_map(Result::ok) {
+            let Ok(member) = Member::read_from_bytes(&bytes) else { continue };
+            if member.tree == self.id && member.state == MEMBER_COUNTING {
+                add_current(&member, now, &mut on_cpu_ns, &mut sched);
+            }
         }
         let worked_ns = on_cpu_ns + sched.run_queue_ns + sched.off_cpu_ns;
         let account = KernelAccount {

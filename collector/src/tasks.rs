@@ -48,6 +48,11 @@ impl Tasks {
         maps.whoami.get(&1, 0).map_err(io::Error::other)
     }
 
+    /// Who watches a thread.
+    pub(crate) fn get(&self, tid: u32) -> Result<u32, MapError> {
+        self.maps.lock().tasks.get(&tid, 0)
+    }
+
     /// Notes who watches a thread.
     pub(crate) fn set(&self, tid: u32, value: u32) -> Result<(), MapError> {
         self.maps.lock().tasks.set(tid, value, 0)

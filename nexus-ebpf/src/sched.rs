@@ -122,7 +122,10 @@ fn leave(tid: u32, watched: u32, now: u64, blocked: u32) {
             && let Some(counts) = tree_counts((*member).tree)
         {
             (*counts).sched.switches += 1;
-            (*counts).on_cpu_ns += now.saturating_sub(since);
+            // 0: it was taken into the tree as it waited, and has not been seen to come.
+            if since != 0 {
+                (*counts).on_cpu_ns += now.saturating_sub(since);
+            }
         }
     }
 }
@@ -260,7 +263,9 @@ pub fn last_time(tid: u32) {
             && let Some(counts) = tree_counts((*member).tree)
         {
             let since = came((*member).in_ts_ns, (*member).sched.out_ts_ns);
-            (*counts).on_cpu_ns += bpf_ktime_get_ns().saturating_sub(since);
+            if since != 0 {
+                (*counts).on_cpu_ns += bpf_ktime_get_ns().saturating_sub(since);
+            }
         }
     }
 }

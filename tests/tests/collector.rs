@@ -342,3 +342,53 @@ fn it_starts_only_where_it_can_work() {
     assert!(why.contains("cannot listen at"), "{why}");
     assert_eq!(std::fs::read_to_string(folder.path().join("file")).expect("still there"), "precious");
 }
+
+#[tokio::test]
+async fn any_process_is_watched_and_told_of_without_a_runtime() {
+    if !can_split() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let backend = nexus_tests::otlp::Collector::grpc().await;
+    // A program of a name that no other has.
+    let program = folder.path().join("nexus-seen");
+    std::fs::copy("/bin/cat", &program).expect("a copy");
+    // Its environment may be read because it has no capability that the collector lacks.
+    let mut child = without_capabilities(&program, false)
+        .env("TRACEPARENT", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let endpoint = backend.endpoint();
+    let args = ["--watch", "command:nexus-seen", "--listen", "127.0.0.1:0", "--otlp-endpoint", &endpoint];
+    let collector = Collector::with_args(&folder.path().join("socket"), &args);
+    let url = collector.metrics.clone().expect("metrics");
+    let page =
+        async || nexus_tests::server::client().get(&url).send().await.expect("metrics").text().await.expect("text");
+    let until_page = async |line: &str| {
+        until(line, async || page().await.lines().any(|have| have == line).then_some(())).await;
+    };
+    until_page("nexus_observed_tasks_total{function=\"command:nexus-seen\"} 1").await;
+    // It copies each line when it comes.
+    let (mut stdin, mut stdout) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+    for _ in 0..50 {
+        std::io::Write::write_all(&mut stdin, b"line\n").expect("a reader");
+        std::io::Read::read_exact(&mut stdout, &mut [0; 5]).expect("a line");
+    }
+    let calls = "nexus_syscalls_total{owner=\"observed\",function=\"command:nexus-seen\",syscall=\"write\"} 50";
+    until_page(calls).await;
+    until_page("nexus_observed_complete{function=\"command:nexus-seen\"} 1").await;
+    drop(stdin);
+    assert!(child.wait().expect("it ends").success());
+    let spans = backend.until(|spans| !spans.is_empty()).await;
+    let span = nexus_tests::spans::Seen::from(&spans[0]);
+    assert_eq!((span.name.as_str(), span.trace.as_str()), ("nexus-seen", "4bf92f3577b34da6a3ce929d0e0e4736"));
+    assert_eq!(span.parent, "00f067aa0ba902b7");
+    assert_eq!(span.attribute("nexus.kernel.syscall.write.count"), "50");
+    assert_eq!(span.attribute("nexus.kernel.complete"), "true");
+    assert_eq!(span.attribute("process.pid"), child.id().to_string());
+    // What ended stays counted.
+    assert!(page().await.contains(calls));
+    assert_eq!(collector.stop(), Some(0));
+}

@@ -68,6 +68,9 @@ impl SyscallStats {
     }
 }
 
+/// System calls by their names.
+pub type Syscalls = BTreeMap<Cow<'static, str>, SyscallStats>;
+
 /// Page faults by whether the disk was needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageFaults {
@@ -95,11 +98,11 @@ pub struct KernelAccount {
     pub lost: Option<u64>,
     /// By the system call's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub syscalls: Option<BTreeMap<Cow<'static, str>, SyscallStats>>,
+    pub syscalls: Option<Syscalls>,
     /// Of the system calls, those that an import of the guest made, by the import's name: `wasi:io/streams.[method]…`. The
     /// others made its instance, or took it down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub imports: Option<BTreeMap<Cow<'static, str>, BTreeMap<Cow<'static, str>, SyscallStats>>>,
+    pub imports: Option<BTreeMap<Cow<'static, str>, Syscalls>>,
     /// Time on a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_cpu_ns: Option<u64>,

@@ -149,8 +149,11 @@ enum Command {
     /// Prints what functions wrote
     #[command(after_help = "Examples:\n  nexus logs --event ID\n  nexus logs --follow")]
     Logs(logs::LogsArgs),
-    /// Runs any program and prints what it made the kernel do; the exit code is the program's
-    #[command(after_help = "Example:\n  nexus observe -- tar cf /dev/null /etc")]
+    /// Runs any program, or looks at processes that run, and prints what they made the kernel do; the exit code is the program's
+    #[command(
+        after_help = "Examples:\n  nexus observe -- tar cf /dev/null /etc\n  nexus observe --pid 4711 --seconds 10\n  \
+                            nexus observe --cgroup /system.slice/nginx.service"
+    )]
     Observe(observe::ObserveArgs),
     /// Says what works on this machine, and how to get the rest
     #[command(after_help = "Examples:\n  nexus doctor\n  nexus doctor --overhead")]

@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use opentelemetry::KeyValue;
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
-use opentelemetry_sdk::Resource;
+use nexus_collector::otlp::{TIMEOUT, span_exporter};
+use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::trace::SpanExporter as _;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -22,8 +21,6 @@ const WAITING_MAX: usize = 8192;
 const BATCH_MAX: usize = 512;
 /// How long a span waits for others.
 const LINGER: Duration = Duration::from_millis(500);
-/// How long one request may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends spans to a collector.
 pub struct Exporter {
@@ -32,35 +29,12 @@ pub struct Exporter {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Who we are, in every trace.
-pub fn resource() -> Resource {
-    let attributes = [
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-        KeyValue::new("faas.instance", format!("pid {}", std::process::id())),
-    ];
-    // The builder reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, as users of OpenTelemetry expect.
-    let named = std::env::var_os("OTEL_SERVICE_NAME").is_some();
-    let builder = Resource::builder().with_attributes(attributes);
-    if named { builder.build() } else { builder.with_service_name("nexus").build() }
-}
-
 impl Exporter {
     /// Starts exporting, if there is somewhere to export to. Must be called on the runtime.
     pub fn start(config: &Otlp) -> anyhow::Result<Option<Self>> {
         let Some(endpoint) = &config.endpoint else { return Ok(None) };
-        let mut exporter = match config.protocol {
-            OtlpProtocol::Grpc => {
-                SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(TIMEOUT).build()
-            }
-            OtlpProtocol::HttpProtobuf => SpanExporter::builder()
-                .with_http()
-                .with_protocol(Protocol::HttpBinary)
-                .with_endpoint(traces_url(endpoint))
-                .with_timeout(TIMEOUT)
-                .build(),
-        }
-        .with_context(|| format!("OTLP exporter for {endpoint}"))?;
-        exporter.set_resource(&resource());
+        let exporter = span_exporter(endpoint, config.protocol == OtlpProtocol::Grpc)
+            .with_context(|| format!("OTLP exporter for {endpoint}"))?;
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
         let task = tokio::spawn(run(exporter, receiver, dropped.clone()));
@@ -93,12 +67,6 @@ impl Exporter {
     }
 }
 
-/// The standard's rule: an endpoint for all signals gets the path of the signal.
-fn traces_url(endpoint: &str) -> String {
-    let base = endpoint.trim_end_matches('/');
-    if base.ends_with("/v1/traces") { base.to_owned() } else { format!("{base}/v1/traces") }
-}
-
 async fn run(exporter: SpanExporter, mut receiver: mpsc::Receiver<Spans>, dropped: Arc<AtomicU64>) {
     let mut failing = false;
     while let Some(mut batch) = receiver.recv().await {
@@ -125,17 +93,5 @@ async fn run(exporter: SpanExporter, mut receiver: mpsc::Receiver<Spans>, droppe
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::traces_url;
-
-    #[test]
-    fn the_path_of_the_signal_is_added_once() {
-        assert_eq!(traces_url("http://127.0.0.1:4318"), "http://127.0.0.1:4318/v1/traces");
-        assert_eq!(traces_url("http://127.0.0.1:4318/"), "http://127.0.0.1:4318/v1/traces");
-        assert_eq!(traces_url("http://c/otlp/v1/traces"), "http://c/otlp/v1/traces");
     }
 }

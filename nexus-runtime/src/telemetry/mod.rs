@@ -16,10 +16,11 @@ use nexus_core::record::{NewRecord, Record};
 use nexus_log::Receipt;
 use opentelemetry_sdk::trace::SpanData;
 
-pub use export::{Exporter, resource};
+pub use export::Exporter;
 pub use imports::Imports;
 pub use logs::LogHub;
 pub use metrics::{Metrics, RuntimeView};
+pub use nexus_collector::otlp::resource;
 pub use timings::Timings;
 
 /// Who is told what happens.
