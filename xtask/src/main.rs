@@ -1,4 +1,4 @@
-//! Every developer command: `cargo xtask demo`, `test`, `ci`, `tidy`, `build-ebpf`, `guests`, `bench`.
+//! Every developer command: `cargo xtask demo`, `test`, `ci`, `tidy`, `build-ebpf`, `guests`, `vm-test`, `bench`.
 
 mod bench;
 mod build_ebpf;
@@ -7,6 +7,7 @@ mod demo;
 mod guests;
 mod process;
 mod tidy;
+mod vm_test;
 
 use clap::{Parser, Subcommand};
 
@@ -47,6 +48,11 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// The probes on other kernels: Debian's packages, in qemu. Takes some minutes
+    VmTest {
+        /// Beginnings of package names, as `linux-image-6.12.` [default: Debian 12's 6.1 and 6.12]
+        kernels: Vec<String>,
+    },
     /// The benchmarks, beside their peers, as tables
     Bench {
         /// Seconds of each measurement
@@ -76,6 +82,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Test { args } => ci::test(&args),
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
+        Command::VmTest { kernels } => vm_test::run(&kernels),
         Command::BuildEbpf { check } => build_ebpf::run(check),
         Command::Guests { check } => guests::run(check),
         Command::Bench { seconds, rounds, only } => bench::run(seconds, rounds, &only),
