@@ -8,6 +8,7 @@ mod account;
 mod attach;
 mod attributes;
 mod btf;
+pub mod context;
 mod daemon;
 mod embedded;
 mod error;

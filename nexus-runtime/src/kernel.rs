@@ -6,14 +6,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use nexus_collector::{Account, KernelSource, Ledger, Level, Owner, Probes, ProbesConfig, Slots};
+use nexus_collector::{Account, KernelSource, Ledger, Level, Owner, Probes, ProbesConfig, Slots, context};
 use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
-use nexus_core::mark::{Marker, Part, Unmarked};
+use nexus_core::mark::{Marker, Part};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::config::{Config, KernelDetail, KernelWanted};
 use crate::overhead::Overhead;
+use crate::telemetry::resource;
 
 /// The probes, or why there are none.
 pub struct Kernel {
@@ -101,10 +105,11 @@ impl Kernel {
 
     /// A new account for one invocation; `owner` says whose, in profiles.
     pub fn account(&self, started: Instant, owner: Owner) -> Watch {
-        match &self.found.read().source {
-            KernelSource::Off(reason) => Watch::Off(reason.clone()),
-            source => Watch::On(Account::of(source, started, owner)),
-        }
+        let account = match &self.found.read().source {
+            KernelSource::Off(reason) => Err(reason.clone()),
+            source => Ok(Account::of(source, started, owner)),
+        };
+        Watch { owner, account }
     }
 
     /// How much is watched when nothing is being measured, and why it is not more.
@@ -204,53 +209,80 @@ pub fn register_thread() {
 }
 
 /// One invocation's account while it runs.
-pub enum Watch {
-    /// The probes add to it.
-    On(Arc<Account>),
-    /// Nothing is watched, for this reason.
-    Off(Cow<'static, str>),
+pub struct Watch {
+    owner: Owner,
+    /// What the probes add to, or why there is none.
+    account: Result<Arc<Account>, Cow<'static, str>>,
 }
 
 impl Watch {
     /// What marks the invocation's polls.
     pub fn marker(&self) -> Arc<dyn Marker> {
-        match self {
-            Self::On(account) => Arc::new(AccountMarker(account.clone())),
-            Self::Off(_) => Arc::new(Unmarked),
-        }
+        Arc::new(InvocationMarker { owner: self.owner, account: self.account.as_ref().ok().cloned() })
     }
 
     /// Something goes on working for the invocation after its account is read.
     pub fn set_incomplete(&self) {
-        if let Self::On(account) = self {
+        if let Ok(account) = &self.account {
             account.set_incomplete();
         }
     }
 
     /// What was seen up to `ended`, the invocation's end.
     pub fn read(&self, ended: Instant) -> (KernelAccount, Vec<SlowSyscall>) {
-        match self {
-            Self::On(account) => account.snapshot(ended),
-            Self::Off(reason) => (KernelAccount::off(reason.clone()), Vec::new()),
+        match &self.account {
+            Ok(account) => account.snapshot(ended),
+            Err(reason) => (KernelAccount::off(reason.clone()), Vec::new()),
         }
     }
 }
 
-struct AccountMarker(Arc<Account>);
+/// Says whose work it is: to the probes, where there are any, and to other profilers of the host.
+struct InvocationMarker {
+    owner: Owner,
+    account: Option<Arc<Account>>,
+}
 
-impl Marker for AccountMarker {
+impl Marker for InvocationMarker {
     fn marked(&self, part: Part, work: &mut dyn FnMut()) {
-        match part {
-            Part::Guest => self.0.enter(work),
-            Part::Import(name) => self.0.enter_import(name, work),
-        }
+        context::within(self.owner.trace_id, self.owner.span_id, || match (&self.account, part) {
+            (None, _) => work(),
+            (Some(account), Part::Guest) => account.enter(work),
+            (Some(account), Part::Import(name)) => account.enter_import(name, work),
+        });
     }
 
     fn wants_crossings(&self) -> bool {
-        self.0.wants_crossings()
+        self.account.as_ref().is_some_and(|account| account.wants_crossings())
     }
 
     fn crossed(&self, into_guest: bool) {
         nexus_collector::crossed(into_guest);
+    }
+}
+
+/// Says who this process is to whoever can read its memory: OpenTelemetry's process context (OTEP 4719), with the key by which
+/// readers know that its threads say for which trace they work (OTEP 4947).
+pub fn publish_process_context() {
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct ProcessContext {
+        #[prost(message, optional, tag = "1")]
+        resource: Option<Resource>,
+        #[prost(message, repeated, tag = "2")]
+        attributes: Vec<KeyValue>,
+    }
+    let text = |value: &str| AnyValue { value: Some(any_value::Value::StringValue(value.into())) };
+    let no_keys = AnyValue { value: Some(any_value::Value::ArrayValue(ArrayValue { values: Vec::new() })) };
+    let attribute = |key: &str, value| KeyValue { key: key.into(), value: Some(value), ..KeyValue::default() };
+    let attributes = ResourceAttributesWithSchema::from(&resource()).attributes.0;
+    let context = ProcessContext {
+        resource: Some(Resource { attributes, ..Resource::default() }),
+        attributes: vec![
+            attribute("threadlocal.schema_version", text("tlsdesc_v1_dev")),
+            attribute("threadlocal.attribute_key_map", no_keys),
+        ],
+    };
+    if let Err(error) = context::publish_process(&prost::Message::encode_to_vec(&context)) {
+        tracing::debug!(%error, "the process's context is not published");
     }
 }

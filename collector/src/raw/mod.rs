@@ -7,10 +7,12 @@
 
 mod bpf;
 mod clock;
+mod context;
 mod mapping;
 mod signals;
 
 pub(crate) use bpf::{recursion_misses, run_here};
 pub(crate) use clock::{Rate, clock_is_read_without_a_call, monotonic_ns, ticks};
+pub(crate) use context::{Ids, publish, publish_process};
 pub(crate) use mapping::{SlotCells, SlotMap, StatCells};
 pub(crate) use signals::SignalForwarding;

@@ -132,6 +132,7 @@ pub fn serve<F: Future<Output = ()> + Send + 'static>(
 ) -> Done {
     let kernel = Arc::new(Kernel::start(&config)?);
     kernel::publish(&kernel);
+    kernel::publish_process_context();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.enable_all().thread_name("nexus-worker").on_thread_start(kernel::register_thread);
     if kernel.has_collector() {
