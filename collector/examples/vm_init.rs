@@ -139,7 +139,7 @@ fn profile() -> Checked {
 
 fn collector() -> Checked {
     let socket = Path::new("/tmp/collector");
-    let config = DaemonConfig { socket: socket.to_owned(), users: Vec::new(), runtimes_max: 1 };
+    let config = DaemonConfig { socket: socket.to_owned(), users: Vec::new(), runtimes_max: 1, threads_max: 8 };
     let daemon = Daemon::bind(config).map_err(|error| error.to_string())?;
     let stop = Arc::new(AtomicBool::new(false));
     thread::scope(|scope| {

@@ -120,6 +120,19 @@ impl Programs {
         Ok(())
     }
 
+    /// Detaches everything, who counts first and entries before exits: whoever sees a call counted knows that nothing is gone.
+    pub(crate) fn detach(&mut self) {
+        let entry = self.syscalls.iter().position(|(name, _)| *name == SYSCALLS[1].0);
+        if let Some((name, link)) = entry.map(|at| self.syscalls.remove(at))
+            && let Ok(program) = raw_tracepoint(&mut self.ebpf, name)
+        {
+            // As in `detach_detail`.
+            let _ = program.detach(link);
+        }
+        self.detach_detail();
+        self.syscalls.clear();
+    }
+
     fn attach_family(&mut self, family: &[(&'static str, &'static str)]) -> Result<(), ProbesError> {
         for (name, tracepoint) in family {
             self.detail.push((name, attach(&mut self.ebpf, name, tracepoint)?));

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,11 +15,13 @@ use std::{fs, thread};
 
 use nexus_ebpf_common::{ABI_VERSION, Sample, TASK_UNTRACKED};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
-use rustix::process::{PidfdFlags, geteuid, pidfd_open};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{PidfdFlags, Resource, Rlimit, geteuid, getrlimit, pidfd_open, setrlimit};
 use rustix::time::Timespec;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -36,6 +38,12 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Connections beyond the runtimes that are served: of those who have not yet said what they want.
 const CALLERS_MAX: usize = 32;
+
+/// The same for one whose user is not served.
+const STRANGER_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Numbers of file descriptors that are kept for the ends of pipes; see [`life_pipe`].
+const LIFE_FDS: u64 = 256;
 
 /// How long a client may take to read a reply.
 const SEND_PATIENCE: Duration = Duration::from_secs(5);
@@ -55,6 +63,8 @@ pub struct DaemonConfig {
     pub users: Vec<u32>,
     /// Runtimes that are served at a time.
     pub runtimes_max: usize,
+    /// Slots that each may ask for: 36 KiB of kernel memory each, which a client may keep after its end.
+    pub threads_max: u32,
 }
 
 /// Why there is no collector.
@@ -106,6 +116,11 @@ impl Daemon {
             return Err(DaemonError::PidNamespace);
         }
         Loaded::load(embedded::object(), &ProbesConfig { threads_max: 1, observe: false, ..ProbesConfig::default() })?;
+        // Each runtime takes some forty, and one for each CPU.
+        let files = getrlimit(Resource::Nofile);
+        if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
+            tracing::warn!(%error, "the limit of open files could not be raised");
+        }
         let listener = listen_at(&config.socket)?;
         Ok(Self { listener, config, stats: Arc::default() })
     }
@@ -115,7 +130,7 @@ impl Daemon {
         Arc::clone(&self.stats)
     }
 
-    /// Serves until `stop` is true, and ends within a second then: all probes are gone, and when this is dropped the socket is.
+    /// Serves until `stop` is true, and ends within some seconds then: all probes are gone, and when this is dropped the socket is.
     pub fn run(&self, stop: &Arc<AtomicBool>) {
         let mut sessions: Vec<thread::JoinHandle<()>> = Vec::new();
         while !stop.load(Ordering::Relaxed) {
@@ -142,7 +157,7 @@ impl Daemon {
                     stats.refused_total.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(why, "refused a connection");
                     // It may be gone, or not one of ours.
-                    let _ = wire::send(&socket, &Reply::Refused { why }, &[], None);
+                    let _ = wire::send(&socket, &Reply::Refused { why }, &[], &[]);
                 }
             });
             match session {
@@ -174,7 +189,8 @@ fn listen_at(path: &Path) -> Result<OwnedFd, DaemonError> {
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         match connect(socket().map_err(|error| failed(error.into()))?, &address) {
             Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed)?,
-            _ => return Err(DaemonError::Taken(path.to_owned())),
+            Ok(()) => return Err(DaemonError::Taken(path.to_owned())),
+            Err(error) => return Err(failed(error.into())),
         }
     }
     let listener = socket().map_err(|error| failed(error.into()))?;
@@ -196,22 +212,40 @@ fn wait_for<const N: usize>(fds: &[&OwnedFd; N]) -> [bool; N] {
     }
 }
 
+/// A pipe by which a client knows that its probes are there: its writing end is closed before they go.
+///
+/// If this process is killed, the kernel closes what it had open from the largest number down. So that end gets a number that is
+/// larger than those of the probes.
+fn life_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(1 << 16);
+    let large = i32::try_from(limit.saturating_sub(LIFE_FDS)).unwrap_or(i32::MAX);
+    let held = fcntl_dupfd_cloexec(&write, large)?;
+    Ok((read, held))
+}
+
 /// One client, from its first message to its end. `Err`: it is not served, and why.
 fn serve(socket: &OwnedFd, config: &DaemonConfig, stats: &DaemonStats, stop: &AtomicBool) -> Result<(), String> {
     let peer = socket_peercred(socket).map_err(|error| format!("the kernel does not say who it is: {error}"))?;
     let (process, user) = (peer.pid.as_raw_nonzero().get().cast_unsigned(), peer.uid.as_raw());
+    let served = user == 0 || user == geteuid().as_raw() || config.users.contains(&user);
+    let patience = if served { HELLO_PATIENCE } else { STRANGER_PATIENCE };
     // Tells when the process ends, also where a child of it has the connection still.
     let life = pidfd_open(peer.pid, PidfdFlags::empty()).map_err(|error| format!("it has ended already: {error}"))?;
+    // It is of the process that connected only if that has not ended since.
+    if !is_owned_by(process, user) {
+        return Err("it has ended already".into());
+    }
     wire::set_patience(socket, SEND_PATIENCE).map_err(|error| error.to_string())?;
     let asked = Instant::now();
     while !wait_for(&[socket])[0] {
-        if asked.elapsed() > HELLO_PATIENCE || stop.load(Ordering::Relaxed) {
+        if asked.elapsed() > patience || stop.load(Ordering::Relaxed) {
             return Err("it says nothing".into());
         }
     }
     // Taken before it is decided who it is: what lies unread would break the connection, and the answer with it.
     let first = wire::receive::<Request>(socket);
-    if user != 0 && user != geteuid().as_raw() && !config.users.contains(&user) {
+    if !served {
         return Err(format!("user {user} is not served here; the collector must be told: `--user {user}`"));
     }
     let Some(first) = first.map_err(|error| error.to_string())? else {
@@ -228,18 +262,28 @@ fn serve(socket: &OwnedFd, config: &DaemonConfig, stats: &DaemonStats, stop: &At
              {PROTOCOL}, ABI {ABI_VERSION}): install both from the same release"
         ));
     }
+    if threads_max > config.threads_max {
+        let most = config.threads_max;
+        return Err(format!(
+            "it asks for {threads_max} slots; the collector must be told: `--threads-max`, which is {most}"
+        ));
+    }
     let _place = Place::take(stats, config.runtimes_max)
         .ok_or_else(|| format!("{} runtimes are served already, which is as many as can be", config.runtimes_max))?;
     let wanted = ProbesConfig { threads_max, scheduling, observe: false, ..ProbesConfig::default() };
     let (loaded, slots) = Loaded::load(embedded::object(), &wanted).map_err(|error| error.to_string())?;
     loaded.watch_process(process).map_err(|error| error.to_string())?;
+    let (life_read, life_held) = life_pipe().map_err(|error| format!("no pipe: {error}"))?;
     let reply = Reply::Loaded { detail: loaded.detail.clone() };
-    wire::send(socket, &reply, &[], Some(slots.fd().as_fd())).map_err(|error| error.to_string())?;
-    drop(slots);
+    wire::send(socket, &reply, &[], &[slots.fd().as_fd(), life_read.as_fd()]).map_err(|error| error.to_string())?;
+    drop((slots, life_read));
     stats.runtimes_total.fetch_add(1, Ordering::Relaxed);
     tracing::info!(process, user, version, threads_max, "serving a runtime");
-    let mut session = Session { loaded: &loaded, process, threads_max, threads: HashMap::new(), ring: None, stats };
+    let mut session =
+        Session { loaded: &loaded, process, user, threads_max, threads: HashMap::new(), ring: None, stats };
     let why = session.run(socket, &life, stop);
+    // Before any probe goes.
+    drop(life_held);
     stats.threads.fetch_sub(session.threads.len(), Ordering::Relaxed);
     tracing::info!(process, why, "a runtime is served no more");
     Ok(())
@@ -265,6 +309,7 @@ impl Drop for Place<'_> {
 struct Session<'a> {
     loaded: &'a Loaded,
     process: u32,
+    user: u32,
     threads_max: u32,
     /// Its threads, as the kernel knows them, by slot.
     threads: HashMap<u32, u32>,
@@ -294,7 +339,7 @@ impl Session<'_> {
             };
             let mut bytes = Vec::new();
             let reply = self.answer(request, &mut bytes).unwrap_or_else(|why| Reply::Refused { why });
-            if let Err(error) = wire::send(socket, &reply, &bytes, None) {
+            if let Err(error) = wire::send(socket, &reply, &bytes, &[]) {
                 return error.to_string();
             }
         }
@@ -355,10 +400,20 @@ impl Session<'_> {
         self.threads.retain(|_, known| *known != tid);
         self.stats.threads.fetch_sub(before - self.threads.len(), Ordering::Relaxed);
         self.loaded.tasks.set(tid, slot + 1).map_err(|error| error.to_string())?;
+        // It may have ended while it was looked up, or be another user's program by now.
+        if !Path::new(&format!("/proc/{process}/task/{tid}")).exists() || !is_owned_by(process, self.user) {
+            self.loaded.tasks.set(tid, TASK_UNTRACKED).map_err(|error| error.to_string())?;
+            return Err(format!("thread {tid} has ended"));
+        }
         self.threads.insert(slot, tid);
         self.stats.threads.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// Whether a process belongs to a user; not so for one that runs a program with another user's rights.
+fn is_owned_by(process: u32, user: u32) -> bool {
+    fs::metadata(format!("/proc/{process}")).is_ok_and(|found| found.uid() == user)
 }
 
 /// A sample as it may leave this process. Where the kernel's code lies is a secret to whoever has no privilege: it keeps one

@@ -150,6 +150,7 @@ impl Loaded {
 impl Drop for Loaded {
     fn drop(&mut self) {
         self.flush();
+        self.programs.get_mut().detach();
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use nexus_core::kernel::SyscallStats;
-use nexus_ebpf_common::{RECORDS_MAX, SYSCALLS_MAX, SchedCounts};
+use nexus_ebpf_common::{ENTER_NONE, RECORDS_MAX, SYSCALLS_MAX, SchedCounts};
 use rustix::process::getppid;
 
 use crate::account::{Account, SlowCall};
@@ -202,11 +202,13 @@ pub(crate) fn is_seen(slots: &Arc<Slots>) -> bool {
     let seen = THREAD.try_with(|thread| {
         let thread = thread.try_borrow().ok()?;
         let ours = thread.registration.as_ref().filter(|registration| Arc::ptr_eq(&registration.slots, slots))?;
-        let entered = &slots.slot(ours.index).enter_ts_ns;
-        let before = entered.load(Ordering::Relaxed);
+        let slot = slots.slot(ours.index);
+        let before = slot.enter_ts_ns.load(Ordering::Relaxed);
         let _ = getppid();
         compiler_fence(Ordering::SeqCst);
-        Some(entered.load(Ordering::Relaxed) != before)
+        // Its entry was seen, and its return.
+        let entered = slot.enter_ts_ns.load(Ordering::Relaxed) != before;
+        Some(entered && slot.enter_nr.load(Ordering::Relaxed) == ENTER_NONE)
     });
     seen.ok().flatten().unwrap_or(false)
 }
@@ -537,13 +539,13 @@ impl Stash {
         let slot = slots.slot(index);
         let generation = slot.generation.load(Ordering::Relaxed);
         self.harvest_calls(slots, index, import);
-        let mut sched = Sched::of(slot);
+        let before = Sched::of(slot);
         set_side(slot, Side::Account);
         // If the thread was away in between, that is in the old generation's numbers, which stand until the new one has some.
-        if slot.counts_generation.load(Ordering::Relaxed) == generation {
-            sched = Sched::read(slot);
-        }
-        self.sched.add(&sched);
+        let after = Sched::read(slot);
+        compiler_fence(Ordering::SeqCst);
+        let stand = slot.counts_generation.load(Ordering::Relaxed) == generation;
+        self.sched.add(if stand { &after } else { &before });
     }
 
     #[cold]

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use nexus_core::kernel::{KernelAccount, SyscallStats};
 use nexus_ebpf_common::{
-    CallTime, ENTER_NONE, MEMBER_ARMED, MEMBER_COUNTING, Member, READY, SchedState, TASK_TREE, TASK_UNTRACKED,
-    TREES_MAX, TreeCounts, TreeKey, TreeStat,
+    BLOCKED, CallTime, ENTER_NONE, ENTER_UNKNOWN, MEMBER_ARMED, MEMBER_COUNTING, Member, READY, SchedState, TASK_TREE,
+    TASK_UNTRACKED, TREES_MAX, TreeCounts, TreeKey, TreeStat,
 };
 use parking_lot::Mutex;
 use rustix::fs::{Access, access};
@@ -30,6 +30,7 @@ use crate::probes::Probes;
 use crate::raw::{SignalForwarding, monotonic_ns};
 use crate::slots::Detail;
 use crate::tasks::Tasks;
+use crate::watch::Since;
 
 /// What came of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -281,31 +282,55 @@ impl Trees {
     /// Makes the current thread an armed member.
     fn join(&self, tree: u32) -> Result<u32, ObserveError> {
         let tid = self.tasks.current().map_err(|error| ProbesError::from_io("learn this thread's id", error))?;
-        self.add(tid, tree, MEMBER_ARMED, 0)?;
+        let armed = bytes_of(&member(tree, MEMBER_ARMED));
+        self.maps.lock().members.insert(tid, armed, 0).map_err(failed("join a tree"))?;
+        self.tasks.set(tid, TASK_TREE).map_err(failed("join a tree"))?;
         Ok(tid)
     }
 
-    /// Makes a thread that runs already a member that counts; `in_ts_ns` says since when it has been on its CPU, 0 if it is on
-    /// none.
-    pub(crate) fn take_in(&self, tree: u32, tid: u32, in_ts_ns: u64) -> Result<(), ObserveError> {
-        self.add(tid, tree, MEMBER_COUNTING, in_ts_ns)
+    /// Makes a thread that runs already a member that counts. `false`: it is one already.
+    pub(crate) fn take_in(&self, tree: u32, tid: u32, since: Since) -> Result<bool, ObserveError> {
+        // It may be in a call that nobody saw begin.
+        let mut member = Member { enter_nr: ENTER_UNKNOWN, ..member(tree, MEMBER_COUNTING) };
+        match since {
+            Since::OnCpu(ns) => member.in_ts_ns = ns,
+            Since::Blocked(ns) => {
+                member.sched = SchedState { out_ts_ns: ns, blocked: BLOCKED, ..SchedState::default() }
+            }
+        }
+        let mut maps = self.maps.lock();
+        // What a tree that is no more left behind goes now.
+        maps.forget(tid)?;
+        match maps.members.insert(tid, bytes_of(&member), BPF_NOEXIST) {
+            Ok(()) => {}
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(failed("join a tree")(error).into()),
+        }
+        drop(maps);
+        if let Err(error) = self.tasks.set(tid, TASK_TREE) {
+            // Out of the table's bounds: it is not to be in one and not in the other.
+            self.maps.lock().forget(tid)?;
+            return Err(failed("join a tree")(error).into());
+        }
+        Ok(true)
     }
 
-    fn add(&self, tid: u32, tree: u32, state: u32, in_ts_ns: u64) -> Result<(), ObserveError> {
-        let member = Member {
-            tree,
-            state,
-            enter_nr: ENTER_NONE,
-            reserved: 0,
-            enter_ts_ns: 0,
-            enter_time: CallTime::default(),
-            in_ts_ns,
-            sched: SchedState::default(),
+    /// A thread that was taken in as one on its CPU is on none: it left before it was seen. Nothing happens if it has been seen
+    /// since.
+    pub(crate) fn correct(&self, tid: u32, in_ts_ns: u64) -> Result<(), ObserveError> {
+        let mut maps = self.maps.lock();
+        let bytes = match maps.members.get(&tid, 0) {
+            Ok(bytes) => bytes,
+            Err(MapError::KeyNotFound) => return Ok(()),
+            Err(error) => return Err(failed("look a thread up")(error).into()),
         };
-        let mut bytes = [0; size_of::<Member>()];
-        bytes.copy_from_slice(member.as_bytes());
-        self.maps.lock().members.insert(tid, bytes, 0).map_err(failed("join a tree"))?;
-        self.tasks.set(tid, TASK_TREE).map_err(failed("join a tree"))?;
+        let Ok(mut member) = Member::read_from_bytes(&bytes) else { return Ok(()) };
+        if member.in_ts_ns == in_ts_ns && member.sched.out_ts_ns == 0 {
+            member.sched = SchedState { out_ts_ns: in_ts_ns, blocked: BLOCKED, ..SchedState::default() };
+            maps.members.insert(tid, bytes_of(&member), BPF_EXIST).map_err(failed("correct a member"))?;
+        }
         Ok(())
     }
 
@@ -327,12 +352,43 @@ impl Trees {
 
     pub(crate) fn leave(&self, tid: u32) -> Result<(), ObserveError> {
         self.tasks.set(tid, TASK_UNTRACKED).map_err(failed("leave a tree"))?;
-        match self.maps.lock().members.remove(&tid) {
-            // It ended, and its probe removed it.
+        self.maps.lock().forget(tid)
+    }
+}
+
+impl Maps {
+    /// Removes a member, unless its end has already.
+    fn forget(&mut self, tid: u32) -> Result<(), ObserveError> {
+        match self.members.remove(&tid) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(failed("leave a tree")(error).into()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(error) => Err(failed("remove a member")(error).into()),
         }
     }
+}
+
+/// Flags of an insertion: only a new one, only one that is there.
+const BPF_NOEXIST: u64 = 1;
+const BPF_EXIST: u64 = 2;
+
+/// A member that is in no call.
+fn member(tree: u32, state: u32) -> Member {
+    Member {
+        tree,
+        state,
+        enter_nr: ENTER_NONE,
+        reserved: 0,
+        enter_ts_ns: 0,
+        enter_time: CallTime::default(),
+        in_ts_ns: 0,
+        sched: SchedState::default(),
+    }
+}
+
+fn bytes_of(member: &Member) -> MemberBytes {
+    let mut bytes = [0; size_of::<Member>()];
+    bytes.copy_from_slice(member.as_bytes());
+    bytes
 }
 
 /// Adds the time since a member came on its CPU, or left it.
@@ -395,8 +451,9 @@ impl TreeGuard<'_> {
         }
         // What goes on now is added up by the probes when it ends.
         let now = monotonic_ns();
-        for (_, bytes) in maps.members.iter().filter_map(Result::ok) {
-            let Ok(member) = Member::read_from_bytes(&bytes) else { continue };
+        // By thread: where one that is deleted meanwhile was next, the kernel begins anew.
+        let members: BTreeMap<u32, MemberBytes> = maps.members.iter().filter_map(Result::ok).collect();
+        for member in members.values().filter_map(|bytes| Member::read_from_bytes(bytes).ok()) {
             if member.tree == self.id && member.state == MEMBER_COUNTING {
                 add_current(&member, now, &mut on_cpu_ns, &mut sched);
             }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown, socket_with};
 use rustix::thread::gettid;
+use rustix::time::Timespec;
 
 use crate::error::{ProbesError, SlotsFull};
 use crate::probes::ProbesConfig;
@@ -36,6 +37,8 @@ pub(crate) struct Remote {
     /// Held from a request to its reply.
     socket: Mutex<()>,
     fd: OwnedFd,
+    /// The end of a pipe whose other end the collector closes before it takes any probe away; the kernel does, too, if it kills it.
+    life: Option<OwnedFd>,
     gone: Arc<AtomicBool>,
 }
 
@@ -45,8 +48,8 @@ impl Remote {
         let because = |why: String| ProbesError::Collector { socket: path.to_owned(), why };
         let connected = || -> io::Result<OwnedFd> {
             let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-            connect(&fd, &SocketAddrUnix::new(path)?)?;
             wire::set_patience(&fd, LOAD_PATIENCE)?;
+            connect(&fd, &SocketAddrUnix::new(path)?)?;
             Ok(fd)
         };
         let fd = connected().map_err(|error| {
@@ -59,7 +62,8 @@ impl Remote {
             };
             because(format!("cannot connect: {error}{advice}"))
         })?;
-        let remote = Self { path: path.to_owned(), socket: Mutex::new(()), fd, gone: Arc::new(AtomicBool::new(false)) };
+        let gone = Arc::new(AtomicBool::new(false));
+        let mut remote = Self { path: path.to_owned(), socket: Mutex::new(()), fd, life: None, gone };
         let load = Request::Load {
             protocol: PROTOCOL,
             abi: ABI_VERSION,
@@ -68,9 +72,11 @@ impl Remote {
             scheduling: config.scheduling,
         };
         let loaded = remote.ask(&load)?;
-        let (Reply::Loaded { detail }, Some(slots)) = (loaded.message, loaded.fd) else {
+        let (Reply::Loaded { detail }, Ok([slots, life])) = (loaded.message, <[OwnedFd; 2]>::try_from(loaded.fds))
+        else {
             return Err(because("it did not answer as a collector does".into()));
         };
+        remote.life = Some(life);
         let map = SlotMap::new(slots.as_fd(), config.threads_max)
             .map_err(|error| ProbesError::from_io("map the slots into this process", error))?;
         wire::set_patience(&remote.fd, PATIENCE).map_err(|error| because(error.to_string()))?;
@@ -99,6 +105,15 @@ impl Remote {
     /// Whether the collector has ended, as far as is known.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// Whether all probes are still there, by one system call.
+    pub(crate) fn lives(&self) -> bool {
+        let Some(life) = &self.life else { return false };
+        let mut fds = [PollFd::new(life, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // The pipe hangs up when its other end is closed.
+        !self.is_gone() && matches!(poll(&mut fds, Some(&now)), Ok(0))
     }
 
     /// Whether it is there now.
@@ -166,7 +181,7 @@ impl Remote {
     fn ask(&self, request: &Request) -> Result<Packet<Reply>, ProbesError> {
         let because = |why: String| ProbesError::Collector { socket: self.path.clone(), why };
         let _alone = self.socket.lock();
-        let asked = wire::send(&self.fd, request, &[], None).and_then(|()| wire::receive::<Reply>(&self.fd));
+        let asked = wire::send(&self.fd, request, &[], &[]).and_then(|()| wire::receive::<Reply>(&self.fd));
         match asked {
             Ok(Some(Packet { message: Reply::Refused { why }, .. })) => Err(because(why)),
             Ok(Some(packet)) => Ok(packet),

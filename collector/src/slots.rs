@@ -303,7 +303,9 @@ impl Slots {
     pub(crate) fn saw_all(self: &Arc<Self>) -> bool {
         match &self.registrar {
             Registrar::Here(_) => self.is_attached(),
-            Registrar::Collector(remote) => self.is_attached() && (mark::is_seen(self) || remote.answers()),
+            Registrar::Collector(remote) => {
+                self.is_attached() && (mark::is_seen(self) || remote.answers()) && remote.lives()
+            }
         }
     }
 

@@ -36,8 +36,12 @@ pub struct Watch<'a> {
     trees: &'a Trees,
     tree: TreeGuard<'a>,
     target: Target,
+    /// Of a process: when it began. Another that has its id is not it.
+    began: Option<u64>,
     /// Threads that ran already when they were taken in.
     taken: u64,
+    /// Threads that could not be.
+    missed: u64,
     started: Instant,
     misses_before: u64,
 }
@@ -87,7 +91,7 @@ fn of_cgroup(path: &Path, ids: &mut Vec<u32>) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             match of_cgroup(&entry.path(), ids) {
                 // It was removed meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
                 read => read?,
             }
         }
@@ -117,7 +121,12 @@ impl<'a> Watch<'a> {
         let trees = probes.trees().ok_or(ObserveError::NotLoaded)?;
         let misses_before = probes.recursion_misses()?;
         let tree = trees.begin()?;
-        let mut watch = Self { probes, trees, tree, target, taken: 0, started: Instant::now(), misses_before };
+        let began = match &target {
+            Target::Process(id) => Some(state(*id, *id).ok_or(ObserveError::NoProcess(*id))?.began),
+            Target::Cgroup(_) => None,
+        };
+        let started = Instant::now();
+        let mut watch = Self { probes, trees, tree, target, began, taken: 0, missed: 0, started, misses_before };
         if watch.refresh()? {
             return Ok(watch);
         }
@@ -133,6 +142,11 @@ impl<'a> Watch<'a> {
         &self.target
     }
 
+    /// Whether anything was taken in, or could not be. Not so where all of it is watched already: as a part of another tree.
+    pub fn has_any(&self) -> bool {
+        self.taken + self.missed > 0
+    }
+
     /// Takes in what came from outside; whether any of it lives. To be called about every second for a cgroup.
     pub fn refresh(&mut self) -> Result<bool, ObserveError> {
         let mut seen = HashSet::new();
@@ -140,12 +154,16 @@ impl<'a> Watch<'a> {
         for _ in 0..ROUNDS_MAX {
             let mut new = false;
             for process in self.target.processes()? {
-                for (tid, runs) in threads(process) {
-                    lives = true;
-                    if seen.insert(tid) && self.take(process, tid, runs)? {
-                        self.taken += 1;
-                        new = true;
+                if self.began.is_some_and(|began| state(process, process).is_none_or(|now| now.began != began)) {
+                    return Ok(false);
+                }
+                for tid in threads(process) {
+                    if !seen.insert(tid) {
+                        continue;
                     }
+                    let taken = self.take(process, tid)?;
+                    lives |= taken != Taken::Gone;
+                    new |= taken == Taken::New;
                 }
             }
             if !new {
@@ -155,26 +173,48 @@ impl<'a> Watch<'a> {
         Ok(lives)
     }
 
-    /// Makes a thread a member; whether it was none.
-    fn take(&self, process: u32, tid: u32, runs: bool) -> Result<bool, ObserveError> {
+    /// Makes a thread a member, if it is none.
+    fn take(&mut self, process: u32, tid: u32) -> Result<Taken, ObserveError> {
         if self.trees.is_watched(tid)? {
-            return Ok(false);
+            return Ok(Taken::Watched);
         }
-        // One that does not run has been on its CPU for an unknown time, and is seen when it comes.
-        self.trees.take_in(self.tree.id(), tid, if runs { monotonic_ns() } else { 0 })?;
-        // If it ended before it was a member, it must not be one: its id may be another's.
-        if !Path::new(&format!("/proc/{process}/task/{tid}")).exists() {
-            self.trees.leave(tid)?;
-            return Ok(false);
+        let Some(before) = state(process, tid).filter(State::lives) else { return Ok(Taken::Gone) };
+        let now = monotonic_ns();
+        // Where it is is known from before it was a member; the probes set it right when it leaves, or comes.
+        let since = if before.runs() { Since::OnCpu(now) } else { Since::Blocked(now) };
+        match self.trees.take_in(self.tree.id(), tid, since) {
+            Ok(true) => {}
+            // A member was its parent meanwhile.
+            Ok(false) => return Ok(Taken::Watched),
+            Err(error) => {
+                tracing::warn!(%error, process, tid, "a thread cannot be watched");
+                self.missed += 1;
+                return Ok(Taken::Watched);
+            }
         }
-        Ok(true)
+        // One that has told the probes of its end must not be a member: its id may be another's soon. One that has not tells
+        // them later.
+        match state(process, tid).filter(State::lives) {
+            None => {
+                self.trees.leave(tid)?;
+                Ok(Taken::Gone)
+            }
+            Some(after) => {
+                if before.runs() && !after.runs() {
+                    self.trees.correct(tid, now)?;
+                }
+                self.taken += 1;
+                Ok(Taken::New)
+            }
+        }
     }
 
-    /// What it did up to now. The numbers only grow.
+    /// What it did up to now.
     pub fn read(&self) -> Result<Watched, ObserveError> {
         let duration = self.started.elapsed();
         let (mut kernel, tasks) = self.tree.read()?;
         let missed = self.probes.recursion_misses()?.saturating_sub(self.misses_before);
+        let missed = missed + self.missed;
         if missed > 0 {
             kernel.lost = kernel.lost.map(|lost| lost + missed);
             kernel.complete = Some(false);
@@ -183,19 +223,53 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Threads of a process, and whether each is able to run; none if it has ended.
-fn threads(process: u32) -> Vec<(u32, bool)> {
+/// What came of a thread that was to be taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    New,
+    Watched,
+    Gone,
+}
+
+/// Since when, and where, a thread is as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Since {
+    OnCpu(u64),
+    Blocked(u64),
+}
+
+/// Threads of a process; none if it has ended.
+fn threads(process: u32) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
-    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let state = |tid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{process}/task/{tid}/stat")).ok()?;
-        // Behind the name, which may have brackets and spaces.
-        stat.rsplit_once(')')?.1.trim_start().chars().next()
-    };
-    ids.filter_map(|tid| match state(&tid)? {
-        // Ended, and not yet waited for.
-        'Z' | 'X' => None,
-        state => Some((tid, state == 'R')),
-    })
-    .collect()
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok()).collect()
+}
+
+/// What `/proc/PID/task/TID/stat` says.
+struct State {
+    letter: u8,
+    flags: u64,
+    /// When the thread began, in the system's ticks since its start.
+    began: u64,
+}
+
+impl State {
+    /// Whether it is able to run.
+    fn runs(&self) -> bool {
+        self.letter == b'R'
+    }
+
+    /// Whether it has not begun to end. One that has may still be seen for a while.
+    fn lives(&self) -> bool {
+        const EXITING: u64 = 0x4;
+        !matches!(self.letter, b'Z' | b'X') && self.flags & EXITING == 0
+    }
+}
+
+/// The state of a thread; `None` if it has gone.
+fn state(process: u32, tid: u32) -> Option<State> {
+    let stat = fs::read_to_string(format!("/proc/{process}/task/{tid}/stat")).ok()?;
+    // Behind the name, which may have brackets and spaces: the state is field 3, the flags are field 9, the beginning is 22.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3)?.parse().ok();
+    Some(State { letter: *fields.first()?.as_bytes().first()?, flags: number(9)?, began: number(22)? })
 }

@@ -1,5 +1,5 @@
 //! What a runtime and its collector say to each other over their Unix socket: requests and replies in turn, each one packet
-//! (`SOCK_SEQPACKET`). A packet is a JSON object, then perhaps a line feed and bytes, and perhaps a file descriptor beside it.
+//! (`SOCK_SEQPACKET`). A packet is a JSON object, then perhaps a line feed and bytes, and perhaps file descriptors beside it.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,6 +23,9 @@ pub(crate) const PROTOCOL: u32 = 1;
 
 /// The longest packet, in bytes.
 pub(crate) const PACKET_MAX: usize = 96 << 10;
+
+/// File descriptors beside one packet.
+const FDS_MAX: usize = 2;
 
 /// What a runtime asks for. The first is [`Request::Load`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,7 +55,8 @@ pub(crate) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
-    /// The probes are attached. The map of the slots comes beside it.
+    /// The probes are attached. Beside it come the map of the slots, and the end of a pipe whose other end is closed before any
+    /// probe goes.
     Loaded { detail: Detail },
     /// It is done.
     Done,
@@ -72,7 +76,7 @@ pub(crate) enum Reply {
 pub(crate) struct Packet<T> {
     pub(crate) message: T,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) fd: Option<OwnedFd>,
+    pub(crate) fds: Vec<OwnedFd>,
 }
 
 /// Sends one packet.
@@ -80,15 +84,14 @@ pub(crate) fn send(
     socket: impl AsFd,
     message: &impl Serialize,
     bytes: &[u8],
-    fd: Option<BorrowedFd<'_>>,
+    fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let mut packet = serde_json::to_vec(message)?;
     packet.push(b'\n');
     packet.extend_from_slice(bytes);
-    let fds: Vec<_> = fd.into_iter().collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(&fds)) {
+    if !fds.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::other("no room for a file descriptor"));
     }
     // A reader that has gone is an error, and no signal.
@@ -99,13 +102,13 @@ pub(crate) fn send(
 /// Receives one packet; `None` when the other side has gone.
 pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<Packet<T>>> {
     let mut packet = vec![0; PACKET_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(socket, &mut [IoSliceMut::new(&mut packet)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
-    let mut fd = None;
+    let mut fds = Vec::new();
     for message in beside.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            fd = fds.last();
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
         }
     }
     if received.bytes == 0 {
@@ -119,7 +122,7 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     let message = serde_json::from_slice(&packet[..end])
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("no message of ours: {error}")))?;
     let bytes = packet.get(end + 1..).unwrap_or_default().to_vec();
-    Ok(Some(Packet { message, bytes, fd }))
+    Ok(Some(Packet { message, bytes, fds }))
 }
 
 /// How long to wait for the other side, in each direction.

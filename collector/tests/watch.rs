@@ -160,23 +160,61 @@ fn a_process_that_ends_is_seen_to() {
 #[test]
 fn time_goes_where_the_process_spends_it() {
     let Some(probes) = probes() else { return };
-    let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
-    let mut idle = Command::new("sleep").arg("60").spawn().unwrap();
+    let mut busy = Command::new("sh");
+    let busy = Killed(busy.args(["-c", "while :; do :; done"]).spawn().unwrap());
+    let idle = Killed(Command::new("sleep").arg("60").spawn().unwrap());
     // Both have begun what they do.
     thread::sleep(Duration::from_millis(200));
-    let watches = [busy.id(), idle.id()].map(|id| Watch::begin(Target::Process(id), &probes).unwrap());
+    let watches = [busy.0.id(), idle.0.id()].map(|id| Watch::begin(Target::Process(id), &probes).unwrap());
     let began = Instant::now();
     thread::sleep(Duration::from_millis(500));
     let [of_busy, of_idle] = watches.each_ref().map(|watch| watch.read().unwrap());
     let elapsed = began.elapsed().as_nanos() as u64;
-    for child in [&mut busy, &mut idle] {
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
     // It never leaves its CPU by itself, and is read in the midst of it. Others may use the CPUs too.
     let sum = of_busy.kernel.on_cpu_ns.unwrap() + of_busy.kernel.run_queue_ns.unwrap();
     assert!((elapsed * 9 / 10..=elapsed * 11 / 10).contains(&sum), "{sum} of {elapsed} ns: {of_busy:?}");
     assert_eq!(of_idle.kernel.on_cpu_ns, Some(0), "{of_idle:?}");
+    let blocked = of_idle.kernel.off_cpu_ns.unwrap();
+    assert!((elapsed * 9 / 10..=elapsed * 11 / 10).contains(&blocked), "{blocked} of {elapsed} ns: {of_idle:?}");
+    assert_eq!(of_idle.kernel.page_fault_off_cpu_ns, Some(0), "it waits in a call: {of_idle:?}");
+}
+
+/// A process that ends with the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn threads_that_end_as_they_are_taken_in_leave_nothing_behind() {
+    let Some(probes) = probes() else { return };
+    let Some(group) = Group::new() else { return };
+    // A process that makes many short ones, all in the group.
+    let script = "while :; do /bin/true; done";
+    let busy = Killed(Command::new("sh").args(["-c", script]).spawn().unwrap());
+    fs::write(group.0.join("cgroup.procs"), busy.0.id().to_string()).unwrap();
+    let mut watch = Watch::begin(Target::cgroup(&group.0), &probes).unwrap();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(1) {
+        assert!(watch.refresh().unwrap());
+    }
+    drop(busy);
+    let ended = Instant::now();
+    while watch.refresh().unwrap() {
+        assert!(ended.elapsed() < Duration::from_secs(10), "something lives");
+    }
+    // Nobody is left whose time goes on.
+    let times = || {
+        let kernel = watch.read().unwrap().kernel;
+        (kernel.on_cpu_ns, kernel.run_queue_ns, kernel.off_cpu_ns)
+    };
+    let before = times();
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(times(), before);
 }
 
 #[test]

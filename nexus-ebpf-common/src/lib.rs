@@ -13,7 +13,9 @@ mod tree;
 
 pub use sample::{KERNEL_FRAMES_MAX, Owner, SAMPLES_BYTES, Sample, USER_FRAMES_MAX};
 pub use sched::{BLOCKED, BLOCKED_ON_IO, CallTime, READY, SchedCounts, SchedState};
-pub use slot::{ENTER_NONE, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord, SyscallStat};
+pub use slot::{
+    ENTER_NONE, ENTER_UNKNOWN, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord, SyscallStat,
+};
 pub use tree::{MEMBER_ARMED, MEMBER_COUNTING, Member, TREES_MAX, TreeCounts, TreeKey, TreeStat};
 
 /// The version of this ABI. The object exports it under the symbol [`ABI_SYMBOL`].

@@ -21,6 +21,9 @@ pub const RECORDS_MAX: usize = 64;
 /// Value of an `enter_nr` while the thread is in no system call that the probes saw begin.
 pub const ENTER_NONE: u32 = u32::MAX;
 
+/// Value of a member's `enter_nr`: it may be in a call that began before it was a member.
+pub const ENTER_UNKNOWN: u32 = u32::MAX - 1;
+
 /// The state of a slot. What every system call touches is in the first 64 bytes, which are a cache line: by the next one it
 /// has been pushed out, and each line costs a miss.
 #[derive(Clone, Copy, Debug)]

@@ -63,7 +63,7 @@ pub fn nexus_exec(ctx: RawTracePointContext) -> i32 {
     let tid = bpf_get_current_pid_tgid() as u32;
     let old_tid: u32 = ctx.arg(1);
     // A thread that was not the leader takes the leader's id over. The leader's own entries went with its death.
-    if old_tid != tid && matches!(TASKS.get(old_tid), Some(&TASK_TREE)) {
+    if old_tid != tid && !matches!(TASKS.get(old_tid), None | Some(&TASK_UNTRACKED)) {
         if let Some(member) = MEMBERS.get_ptr(old_tid) {
             // SAFETY: the member is this thread's own, under its old id.
             let member = unsafe { *member };
@@ -73,8 +73,14 @@ pub fn nexus_exec(ctx: RawTracePointContext) -> i32 {
         }
         let_go(old_tid);
     }
-    if !matches!(TASKS.get(tid), Some(&TASK_TREE)) {
-        return 0;
+    match TASKS.get(tid) {
+        None | Some(&TASK_UNTRACKED) => return 0,
+        Some(&TASK_TREE) => {}
+        // It had a slot, of a runtime that this is no more: what it does now may be another user's business.
+        Some(_) => {
+            let_go(tid);
+            return 0;
+        }
     }
     if let Some(member) = MEMBERS.get_ptr_mut(tid) {
         // SAFETY: a member is written by its own thread only, which is this one.

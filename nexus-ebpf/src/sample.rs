@@ -9,16 +9,21 @@ use nexus_ebpf_common::{Counter, KERNEL_FRAMES_MAX, Sample, TASK_TREE, TASK_UNTR
 
 use crate::maps::{SAMPLES, SLOTS, TASKS};
 use crate::report::count;
+use crate::syscalls::is_the_process;
 
 /// The software event of the CPU's clock. It interrupts the thread, so that what the thread wrote in program order is seen in
 /// that order.
 #[perf_event]
 pub fn nexus_sample(ctx: PerfEventContext) -> u32 {
-    let tid = bpf_get_current_pid_tgid() as u32;
+    let ids = bpf_get_current_pid_tgid();
+    let tid = ids as u32;
     let index = match TASKS.get(tid) {
         None | Some(&TASK_UNTRACKED | &TASK_TREE) => return 0,
         Some(slot) => *slot - 1,
     };
+    if !is_the_process(ids) {
+        return 0;
+    }
     let Some(slot) = SLOTS.get_ptr(index) else { return 0 };
     // SAFETY: the slot is this thread's own, which is interrupted.
     let (generation, owner) = unsafe { ((*slot).header.generation, (*slot).header.owner) };

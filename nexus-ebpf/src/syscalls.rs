@@ -7,8 +7,8 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktim
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use nexus_ebpf_common::{
-    CallTime, Counter, ENTER_NONE, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot,
-    SlowRecord, SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
+    CallTime, Counter, ENTER_NONE, ENTER_UNKNOWN, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX, SYSCALL_OTHER,
+    SYSCALLS_MAX, Slot, SlowRecord, SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
 };
 
 use crate::maps::{CALLS, MEMBERS, PROCESS, SLOTS, TASKS, TREE_STATS};
@@ -25,14 +25,26 @@ const SIGKILL_BIT: u64 = 1 << 8;
 /// Entry of a system call: `(struct pt_regs *, long id)`.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn nexus_sys_enter(ctx: RawTracePointContext) -> i32 {
-    let tid = bpf_get_current_pid_tgid() as u32;
+    let ids = bpf_get_current_pid_tgid();
+    let tid = ids as u32;
     let Some(task) = TASKS.get(tid) else { return 0 };
     match *task {
         TASK_UNTRACKED => {}
         TASK_TREE => tree_enter(&ctx, tid),
-        slot => slot_enter(&ctx, slot - 1),
+        slot => {
+            // Whatever went wrong with its registration: a slot shows nothing of other processes.
+            if is_the_process(ids) {
+                slot_enter(&ctx, slot - 1);
+            }
+        }
     }
     0
+}
+
+/// Whether a thread, by its two ids, is of the process that has the slots.
+#[inline(always)]
+pub fn is_the_process(ids: u64) -> bool {
+    matches!(PROCESS.get(0), Some(id) if *id == (ids >> 32) as u32)
 }
 
 /// Return from a system call: `(struct pt_regs *, long ret)`.
@@ -40,7 +52,7 @@ pub fn nexus_sys_enter(ctx: RawTracePointContext) -> i32 {
 pub fn nexus_sys_exit(ctx: RawTracePointContext) -> i32 {
     let ids = bpf_get_current_pid_tgid();
     // Counted apart from whoever watches the thread, so that what nobody counts shows.
-    let ours = matches!(PROCESS.get(0), Some(id) if *id == (ids >> 32) as u32);
+    let ours = is_the_process(ids);
     if ours && let Some(calls) = CALLS.get_ptr_mut(0) {
         // SAFETY: the pointer is to this CPU's value, and system calls do not interrupt each other.
         unsafe { (*calls).all += 1 };
@@ -53,7 +65,8 @@ pub fn nexus_sys_exit(ctx: RawTracePointContext) -> i32 {
             tree_exit(&ctx, tid);
             true
         }
-        slot => slot_exit(&ctx, slot - 1),
+        slot if ours => slot_exit(&ctx, slot - 1),
+        _ => false,
     };
     if ours
         && other
@@ -204,6 +217,10 @@ fn tree_exit(ctx: &RawTracePointContext, tid: u32) {
     }
     // SAFETY: as in `tree_enter`.
     unsafe { (*member).enter_nr = ENTER_NONE };
+    // One that was under way when the thread was taken in.
+    if enter_nr == ENTER_UNKNOWN {
+        return;
+    }
     if state != MEMBER_COUNTING {
         return;
     }

@@ -1,6 +1,7 @@
 //! The kernel's account in the runtime: loaded where it can be, and said plainly where it cannot.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -95,6 +96,10 @@ impl Kernel {
         }
         match Probes::connect(socket, config) {
             Ok(probes) => {
+                let (level, reason) = self.wanted();
+                if let Err(error) = probes.set_level(level, &reason) {
+                    tracing::warn!(%error, ?level, "the probes are not as they should be; trying again");
+                }
                 tracing::info!(socket = %socket.display(), "the collector is there; the kernel is watched from now on");
                 *self.found.write() = Found { source: probes.source(), probes: Some(Arc::new(probes)) };
             }
@@ -200,10 +205,18 @@ pub fn publish(kernel: &Arc<Kernel>) {
 /// Registers the current thread, if there are probes. A thread that finds no slot makes the accounts of what it works
 /// for incomplete, and they say so.
 pub fn register_thread() {
-    if let Some(slots) = KERNEL.get().and_then(|kernel| kernel.slots())
-        && slots.is_attached()
-        && let Err(full) = slots.register_thread()
-    {
+    thread_local! {
+        /// The slots that had none for this thread: it is not asked again and again.
+        static REFUSED: Cell<*const Slots> = const { Cell::new(std::ptr::null()) };
+    }
+    let Some(slots) = KERNEL.get().and_then(|kernel| kernel.slots()).filter(|slots| slots.is_attached()) else {
+        return;
+    };
+    if REFUSED.get() == Arc::as_ptr(&slots) {
+        return;
+    }
+    if let Err(full) = slots.register_thread() {
+        REFUSED.set(Arc::as_ptr(&slots));
         tracing::warn!("{full}");
     }
 }

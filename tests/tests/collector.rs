@@ -143,9 +143,11 @@ async fn no_account_lies_while_collectors_die() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let dying = async {
         let mut collector = Some(collector);
-        for _ in 0..5 {
+        for round in 0..8 {
             tokio::time::sleep(Duration::from_millis(400)).await;
-            collector.take().expect("one").kill();
+            let ending = collector.take().expect("one");
+            let ended = move || if round % 2 == 0 { ending.kill() } else { drop(ending.stop()) };
+            tokio::task::spawn_blocking(ended).await.expect("ended");
             collector = Some(
                 tokio::task::spawn_blocking({
                     let socket = socket.clone();
@@ -166,6 +168,8 @@ async fn no_account_lies_while_collectors_die() {
             if kernel["mode"] == "full" && kernel["complete"] == true {
                 assert_eq!(kernel["syscalls"]["openat2"]["count"], 5, "{kernel}");
                 assert_eq!(kernel["syscalls"]["pread64"]["count"], 10, "{kernel}");
+                let on_cpu = kernel["on_cpu_ns"].as_u64().expect("a time");
+                assert!(on_cpu >= kernel["system_ns"].as_u64().expect("a time"), "{kernel}");
                 whole += 1;
             } else {
                 others += 1;
@@ -274,7 +278,8 @@ async fn strangers_on_the_socket_are_refused() {
         (load(99, 4, 1), "install both from the same release"),
         (load(1, 99, 1), "of version 9.9.9"),
         (load(1, nexus_abi(), 0), "threads_max is 0"),
-        (load(1, nexus_abi(), u32::MAX), "threads_max"),
+        (load(1, nexus_abi(), 257), "--threads-max"),
+        (load(1, nexus_abi(), u32::MAX), "--threads-max"),
     ] {
         let why = says(&message);
         assert!(why.contains(expected), "{why} to {:?}", String::from_utf8_lossy(&message[..message.len().min(80)]));
@@ -348,8 +353,12 @@ async fn any_process_is_watched_and_told_of_without_a_runtime() {
     if !can_split() {
         return;
     }
+    told_of_by(nexus_tests::otlp::Collector::grpc().await, "grpc").await;
+    told_of_by(nexus_tests::otlp::Collector::http().await, "http/protobuf").await;
+}
+
+async fn told_of_by(backend: nexus_tests::otlp::Collector, protocol: &str) {
     let folder = tempfile::tempdir().expect("a folder");
-    let backend = nexus_tests::otlp::Collector::grpc().await;
     // A program of a name that no other has.
     let program = folder.path().join("nexus-seen");
     std::fs::copy("/bin/cat", &program).expect("a copy");
@@ -361,7 +370,16 @@ async fn any_process_is_watched_and_told_of_without_a_runtime() {
         .spawn()
         .expect("it starts");
     let endpoint = backend.endpoint();
-    let args = ["--watch", "command:nexus-seen", "--listen", "127.0.0.1:0", "--otlp-endpoint", &endpoint];
+    let args = [
+        "--watch",
+        "command:nexus-seen",
+        "--listen",
+        "127.0.0.1:0",
+        "--otlp-endpoint",
+        &endpoint,
+        "--otlp-protocol",
+        protocol,
+    ];
     let collector = Collector::with_args(&folder.path().join("socket"), &args);
     let url = collector.metrics.clone().expect("metrics");
     let page =

@@ -100,7 +100,7 @@ async fn a_segment_that_is_sent_again_is_counted() {
     let address = listener.local_addr().expect("an address");
     let _first = tokio::net::TcpStream::connect(address).await.expect("it fills the queue");
     let later = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         serve(listener, 1).await;
     };
     let url = format!("http://{address}/");

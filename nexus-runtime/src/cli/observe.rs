@@ -75,10 +75,14 @@ pub fn run(args: ObserveArgs, output: Output) -> Done {
         // A shell's codes for a command that is not there or cannot be run.
         Failure { code: u8::try_from(e.exit_code()).unwrap_or(1), message: e.to_string() }
     })?;
-    if let Some(endpoint) = &otlp.endpoint {
-        export(endpoint, otlp.protocol == OtlpProtocol::Grpc, &observed)?;
+    let printed = print(&observed, output);
+    if let Some(endpoint) = &otlp.endpoint
+        && let Err(failure) = export(endpoint, otlp.protocol == OtlpProtocol::Grpc, &observed)
+    {
+        // What it was run for is done, and printed.
+        eprintln!("nexus: {}", failure.message);
     }
-    print(&observed, output)
+    printed
 }
 
 fn started(command: &[OsString], probes: &Probes) -> Result<Observed, ObserveError> {
@@ -93,9 +97,15 @@ fn started(command: &[OsString], probes: &Probes) -> Result<Observed, ObserveErr
         duration: observed.duration,
         kernel: observed.kernel,
         tasks: observed.tasks,
-        // The program has this one's environment.
-        trace: trace_of(std::process::id()),
+        trace: own_trace(),
     })
+}
+
+/// The trace of this program's environment, which is also that of the program that it starts.
+fn own_trace() -> Option<TraceContext> {
+    let mut trace = TraceContext::parse(&std::env::var("TRACEPARENT").ok()?).ok()?;
+    trace.tracestate = std::env::var("TRACESTATE").ok().filter(|state| state.len() <= 512);
+    Some(trace)
 }
 
 fn attached(target: Target, most: Option<Duration>, probes: &Probes) -> Result<Observed, ObserveError> {
@@ -116,8 +126,12 @@ fn attached(target: Target, most: Option<Duration>, probes: &Probes) -> Result<O
         if interrupted.recv_timeout(left).is_ok() {
             break;
         }
-        if !watch.refresh()? && of_process {
-            break;
+        match watch.refresh() {
+            Ok(false) if of_process => break,
+            Ok(_) => {}
+            // It was removed: its processes have ended.
+            Err(ObserveError::Cgroup { .. }) => break,
+            Err(error) => return Err(error),
         }
     }
     let seen = watch.read()?;

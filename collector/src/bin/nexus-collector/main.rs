@@ -46,6 +46,9 @@ struct Args {
     /// Runtimes that are served at a time; each adds to what a system call costs on this host
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     runtimes_max: u16,
+    /// Threads of each that can be watched; each costs 36 KiB of kernel memory
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    threads_max: u32,
     /// Processes to watch that are no runtimes: pid:NUMBER, cgroup:PATH, command:NAME; may be repeated. Their numbers are among the
     /// metrics; each process gets a span when it ends, in the trace of its TRACEPARENT if its environment may be read
     #[arg(long, value_name = "WHAT")]
@@ -103,6 +106,8 @@ fn user_id(user: &str) -> Result<u32, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    // Fails only where there is one already, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
@@ -121,6 +126,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
+    for (at, wanted) in args.watch.iter().enumerate() {
+        anyhow::ensure!(!args.watch[..at].contains(wanted), "--watch {wanted} is there twice");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let listener = match args.listen {
         None => None,
@@ -143,26 +151,28 @@ fn run(args: Args) -> anyhow::Result<()> {
             socket: socket.clone(),
             users: args.user,
             runtimes_max: usize::from(args.runtimes_max),
+            threads_max: args.threads_max,
         })?;
         stats = daemon.stats();
         let stop = Arc::clone(&stop);
         threads.push(std::thread::Builder::new().name("accept".into()).spawn(move || daemon.run(&stop))?);
     }
     let totals = AllTotals::default();
+    let watches = !args.watch.is_empty();
     let (spans, waiting) = mpsc::channel(SPANS_MAX);
-    if !args.watch.is_empty() {
+    if watches {
         let (wanted, totals, stop) = (args.watch, Arc::clone(&totals), Arc::clone(&stop));
         let spans = args.otlp_endpoint.is_some().then_some(spans);
         threads.push(start_watching(wanted, totals, spans, stop)?);
     }
     let exporting = match &args.otlp_endpoint {
-        Some(endpoint) => {
+        Some(endpoint) if watches => {
             let _within = runtime.enter();
             let exporter = span_exporter(endpoint, args.otlp_protocol == OtlpProtocol::Grpc)
                 .with_context(|| format!("OTLP exporter for {endpoint}"))?;
             Some(runtime.spawn(export(exporter, waiting)))
         }
-        None => None,
+        _ => None,
     };
     tracing::info!(socket = ?socket, metrics = metrics_at.as_deref(), "ready");
     let at = socket.map_or_else(|| "nowhere for runtimes".into(), |socket| format!("at {}", socket.display()));

@@ -21,6 +21,9 @@ use tokio::sync::mpsc;
 /// How often it is looked for what comes and goes.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// Names of system calls that are told apart.
+const NAMES_MAX: usize = 512;
+
 /// What `--watch` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
@@ -75,10 +78,28 @@ impl Totals {
         Self { complete: true, ..Self::default() }
     }
 
+    /// Where one was more before, it is as much: an account of what goes on is of no one moment.
+    fn at_least(&mut self, before: &Self) {
+        for (name, counts) in &before.syscalls {
+            let now = self.syscalls.entry(name.clone()).or_default();
+            for (now, before) in now.iter_mut().zip(counts) {
+                *now = (*now).max(*before);
+            }
+        }
+        for (state, before) in &before.times {
+            let now = self.times.entry(state).or_default();
+            *now = (*now).max(*before);
+        }
+        self.tasks = self.tasks.max(before.tasks);
+        self.complete &= before.complete;
+    }
+
     fn add(&mut self, watched: &Watched) {
         let kernel = &watched.kernel;
         for (name, stats) in kernel.syscalls.iter().flatten() {
-            let sums = self.syscalls.entry(name.to_string()).or_default();
+            // A program can call numbers that are no calls, as many as it likes.
+            let known = self.syscalls.len() < NAMES_MAX || self.syscalls.contains_key(name.as_ref());
+            let sums = self.syscalls.entry(if known { name.to_string() } else { "other".into() }).or_default();
             for (sum, more) in sums.iter_mut().zip([stats.count, stats.errors, stats.total_ns]) {
                 *sum += more;
             }
@@ -113,7 +134,13 @@ struct Live<'a> {
 struct Group<'a> {
     wanted: Wanted,
     live: Vec<Live<'a>>,
+    /// Processes that are a part of another tree: of their parent's, which is watched, or of another `--watch`.
+    elsewhere: HashSet<u32>,
     finished: Totals,
+    /// What was told last: less is never told after it.
+    told: Totals,
+    /// The one process that was wanted has ended.
+    over: bool,
 }
 
 /// Watches until it is told to stop; then what still lives has its span too.
@@ -124,12 +151,12 @@ pub fn watch(
     spans: Option<&mpsc::Sender<SpanData>>,
     stop: &AtomicBool,
 ) {
-    let finished = |wanted| Group { wanted, live: Vec::new(), finished: Totals::none() };
-    let mut groups: Vec<Group<'_>> = wanted.into_iter().map(finished).collect();
+    let mut groups: Vec<Group<'_>> = wanted.into_iter().map(Group::new).collect();
     while !stop.load(Ordering::Relaxed) {
         for group in &mut groups {
             group.look(probes, spans);
-            totals.lock().insert(group.wanted.to_string(), group.totals());
+            let now = group.totals();
+            totals.lock().insert(group.wanted.to_string(), now);
         }
         if let Err(error) = probes.failures() {
             tracing::warn!(%error, "the probes' own counters cannot be read");
@@ -144,15 +171,26 @@ pub fn watch(
 }
 
 impl<'a> Group<'a> {
+    fn new(wanted: Wanted) -> Self {
+        let (live, elsewhere) = (Vec::new(), HashSet::new());
+        Self { wanted, live, elsewhere, finished: Totals::none(), told: Totals::none(), over: false }
+    }
+
     /// Takes in what came, and lets go what ended.
     fn look(&mut self, probes: &'a Probes, spans: Option<&mpsc::Sender<SpanData>>) {
         let known: HashSet<u32> = self.live.iter().filter_map(|live| process_of(live.watch.target())).collect();
         let targets = match &self.wanted {
+            Wanted::Pid(_) if self.over => Vec::new(),
             Wanted::Pid(id) => vec![Target::Process(*id)],
             Wanted::Cgroup(path) => vec![Target::cgroup(path)],
             Wanted::Command(name) => named(name).into_iter().map(Target::Process).collect(),
         };
+        let found: HashSet<u32> = targets.iter().filter_map(process_of).collect();
+        self.elsewhere.retain(|id| found.contains(id));
         for target in targets {
+            if process_of(&target).is_some_and(|id| self.elsewhere.contains(&id)) {
+                continue;
+            }
             let known = process_of(&target).map_or(!self.live.is_empty(), |id| known.contains(&id));
             if !known {
                 self.begin(target, probes);
@@ -160,10 +198,14 @@ impl<'a> Group<'a> {
         }
         for mut live in std::mem::take(&mut self.live) {
             match live.watch.refresh() {
-                Ok(false) if process_of(live.watch.target()).is_some() => end(live, &mut self.finished, spans),
+                Ok(false) if process_of(live.watch.target()).is_some() => {
+                    self.over |= matches!(self.wanted, Wanted::Pid(_));
+                    end(live, &mut self.finished, spans);
+                }
                 Ok(_) => self.live.push(live),
                 Err(error) => {
                     tracing::warn!(%error, target = %self.wanted, "watched no more");
+                    self.finished.complete &= matches!(error, ObserveError::Cgroup { .. });
                     end(live, &mut self.finished, spans);
                 }
             }
@@ -176,6 +218,9 @@ impl<'a> Group<'a> {
             Target::Cgroup(path) => path.display().to_string(),
         };
         match Watch::begin(target, probes) {
+            Ok(watch) if process_of(watch.target()).is_some() && !watch.has_any() => {
+                self.elsewhere.extend(process_of(watch.target()));
+            }
             Ok(watch) => {
                 tracing::info!(target = %self.wanted, process = process_of(watch.target()), name, "watching");
                 let trace = process_of(watch.target()).and_then(trace_of);
@@ -183,18 +228,28 @@ impl<'a> Group<'a> {
             }
             // It may come.
             Err(ObserveError::NoProcess(_) | ObserveError::Cgroup { .. }) => {}
-            Err(error) => tracing::warn!(%error, target = %self.wanted, "cannot watch"),
+            Err(error) => {
+                if self.finished.complete {
+                    tracing::warn!(%error, target = %self.wanted, "cannot watch all; said once");
+                }
+                self.finished.complete = false;
+            }
         }
     }
 
-    fn totals(&self) -> Totals {
+    fn totals(&mut self) -> Totals {
         let mut totals = self.finished.clone();
         for live in &self.live {
             match live.watch.read() {
                 Ok(watched) => totals.add(&watched),
-                Err(error) => tracing::warn!(%error, target = %self.wanted, "what was counted cannot be read"),
+                Err(error) => {
+                    tracing::warn!(%error, target = %self.wanted, "what was counted cannot be read");
+                    totals.complete = false;
+                }
             }
         }
+        totals.at_least(&self.told);
+        self.told = totals.clone();
         totals
     }
 }
@@ -203,7 +258,10 @@ impl<'a> Group<'a> {
 fn end(live: Live<'_>, finished: &mut Totals, spans: Option<&mpsc::Sender<SpanData>>) {
     let watched = match live.watch.read() {
         Ok(watched) => watched,
-        Err(error) => return tracing::warn!(%error, name = live.name, "what was counted cannot be read"),
+        Err(error) => {
+            finished.complete = false;
+            return tracing::warn!(%error, name = live.name, "what was counted cannot be read");
+        }
     };
     finished.add(&watched);
     let Some(spans) = spans else { return };
