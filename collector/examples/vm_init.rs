@@ -21,6 +21,8 @@ const WELL: &str = "nexus-vm-test: well";
 
 type Checked = Result<(), String>;
 
+type Check = (&'static str, fn() -> Checked);
+
 fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("child") => work(),
@@ -50,7 +52,7 @@ fn init() {
         println!("nexus-vm-test:   {name}: {}", status.as_ref().err().map_or("works", |why| why));
         well &= status.is_ok();
     }
-    let checks: [(&str, fn() -> Checked); 5] = [
+    let checks: [Check; 5] = [
         ("calls of an account", account),
         ("a program's tree", tree),
         ("a process that runs", process),

@@ -258,15 +258,13 @@ const heading = (text, isNumber = false) => el("th", { scope: "col", class: isNu
 
 // ---- the kernel's part ----
 
-const SYSCALL = "nexus.kernel.syscall.";
-
-/** The table of system calls, from `nexus.kernel.syscall.NAME.what`. */
-function syscalls(s) {
+/** What is counted by name, the longest first: attributes `PREFIXNAME.what`. */
+function counted(s, prefix) {
   const calls = new Map();
   for (const [key, v] of s.attributes) {
-    if (!key.startsWith(SYSCALL)) continue;
+    if (!key.startsWith(prefix)) continue;
     const dot = key.lastIndexOf(".");
-    const name = key.slice(SYSCALL.length, dot);
+    const name = key.slice(prefix.length, dot);
     if (!calls.has(name)) calls.set(name, { name });
     calls.get(name)[key.slice(dot + 1)] = v;
   }
@@ -292,10 +290,12 @@ function kernelPart(s) {
     pair("Complete", complete === undefined ? "unknown" : complete ? "yes" : "no, something was missed"),
     pair("Records lost", number(get("nexus.kernel.lost"))),
     pair("On a CPU", duration(get("nexus.time.on_cpu_ns"))),
+    part("… of it in its own code", "nexus.time.guest_ns"),
     part("… of it in the kernel", "nexus.time.system_ns"),
     pair("Waiting for a CPU", duration(get("nexus.time.run_queue_ns"))),
     pair("Blocked", duration(get("nexus.time.off_cpu_ns"))),
     part("… of it in page faults", "nexus.time.page_fault_off_cpu_ns"),
+    part("… of it for disks", "nexus.time.io_wait_ns"),
     part("Awaiting", "nexus.time.waiting_ns"),
     part("Not explained", "nexus.time.residual_ns"),
     get("nexus.kernel.page_faults.minor") === undefined
@@ -313,11 +313,26 @@ function kernelPart(s) {
     reason ? el("p", { class: "note" }, outside(reason)) : null,
     facts,
     callsTable(s, get("nexus.kernel.syscalls.count")),
+    importsTable(s),
+  );
+}
+
+/** Which import of the function made system calls, and how many. */
+function importsTable(s) {
+  const imports = counted(s, "nexus.kernel.import.");
+  if (imports.length === 0) return null;
+  const line = (i) =>
+    el("tr", {}, el("td", {}, outside(i.name)), el("td", { class: "number", text: number(i.count) }), el("td", { class: "number", text: duration(i.time_ns) }));
+  return el(
+    "table",
+    { class: "imports" },
+    el("thead", {}, el("tr", {}, heading("Import"), heading("System calls", true), heading("Time", true))),
+    el("tbody", {}, ...imports.map(line)),
   );
 }
 
 function callsTable(s, count) {
-  const calls = syscalls(s);
+  const calls = counted(s, "nexus.kernel.syscall.");
   if (calls.length === 0) {
     const text = count === undefined ? "System calls: unknown." : count === 0 ? "It made no system calls." : "System calls are not told by name.";
     return el("p", { class: "dim", text });

@@ -146,7 +146,13 @@ async fn no_account_lies_while_collectors_die() {
         for round in 0..8 {
             tokio::time::sleep(Duration::from_millis(400)).await;
             let ending = collector.take().expect("one");
-            let ended = move || if round % 2 == 0 { ending.kill() } else { drop(ending.stop()) };
+            let ended = move || {
+                if round % 2 == 0 {
+                    ending.kill();
+                } else {
+                    assert_eq!(ending.stop(), Some(0));
+                }
+            };
             tokio::task::spawn_blocking(ended).await.expect("ended");
             collector = Some(
                 tokio::task::spawn_blocking({
