@@ -297,6 +297,45 @@ fn without_a_slot_the_account_is_incomplete() {
 }
 
 #[test]
+fn as_many_threads_as_there_can_be_are_told_apart() {
+    const THREADS: u32 = 4096;
+    let Some(probes) = support::probes(&counting(THREADS)) else {
+        return;
+    };
+    let slots = probes.slots();
+    let (ready, counted) = (Barrier::new(THREADS as usize + 1), Barrier::new(THREADS as usize + 1));
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|at| {
+                let (probes, slots, ready, counted) = (&probes, &slots, &ready, &counted);
+                let work = move || {
+                    slots.register_thread().unwrap();
+                    ready.wait();
+                    let account = account(probes);
+                    account.enter(|| (0..at % 97).for_each(|_| ppid()));
+                    counted.wait();
+                    (at, account)
+                };
+                thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, work).unwrap()
+            })
+            .collect();
+        ready.wait();
+        assert_eq!(slots.threads(), THREADS);
+        assert_eq!(slots.register_thread(), Err(SlotsFull::Full { threads_max: THREADS }));
+        counted.wait();
+        for thread in threads {
+            let (at, account) = thread.join().unwrap();
+            let expected = u64::from(at % 97);
+            // The allocator may have something to do for a new thread.
+            let have = calls(&account).get("getppid").map_or(0, |(count, _)| *count);
+            assert_eq!(have, expected, "thread {at}");
+        }
+    });
+    assert_eq!(slots.threads(), 0);
+    assert_eq!(probes.ledger().unwrap().unattributed, 0);
+}
+
+#[test]
 fn the_runtimes_own_work_is_read_of_blocked_threads_too() {
     let Some(probes) = support::probes(&counting(4)) else {
         return;

@@ -4,7 +4,11 @@
 
 mod support;
 
-use nexus_collector::{ABI_SYMBOL, ABI_VERSION, ObjectError, Probes, ProbesConfig, ProbesError, object, probe_status};
+use std::time::{Duration, Instant};
+
+use nexus_collector::{
+    ABI_SYMBOL, ABI_VERSION, Account, ObjectError, Owner, Probes, ProbesConfig, ProbesError, object, probe_status,
+};
 use object::read::elf::ElfFile64;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
@@ -57,4 +61,35 @@ fn the_status_agrees_with_what_loads() {
     let loads = support::probes(&ProbesConfig::for_observe()).is_some();
     assert_eq!(status.last().unwrap().1.is_ok(), loads);
     assert_eq!(status.iter().all(|(_, result)| result.is_ok()), loads);
+}
+
+#[test]
+fn samples_that_find_no_room_are_counted_and_the_next_ones_come() {
+    let Some(probes) = support::probes(&ProbesConfig { observe: false, ..ProbesConfig::default() }) else {
+        return;
+    };
+    let mut profile = probes.profile(1000).unwrap().unwrap();
+    let burn = |time: Duration| {
+        let account = Account::of(&probes.source(), Instant::now(), Owner { tag: 1, ..Owner::default() });
+        account.enter(|| {
+            let began = Instant::now();
+            while began.elapsed() < time {
+                std::hint::spin_loop();
+            }
+        });
+    };
+    // The ring has room for some six hundred, and nobody takes them out.
+    let full = || probes.failures().unwrap().get("samples_full").copied().unwrap_or(0);
+    let began = Instant::now();
+    while full() == 0 {
+        burn(Duration::from_millis(100));
+        assert!(began.elapsed() < Duration::from_secs(60), "the ring is never full");
+    }
+    let mut taken = 0;
+    profile.drain(|_| taken += 1).unwrap();
+    assert!(taken > 100, "{taken} samples");
+    burn(Duration::from_millis(200));
+    let mut later = 0;
+    profile.drain(|_| later += 1).unwrap();
+    assert!(later > 0, "none after it was emptied");
 }

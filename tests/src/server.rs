@@ -65,6 +65,7 @@ pub struct ServerBuilder {
     /// The collector that loads the probes; the server then has no capability.
     collector: Option<PathBuf>,
     pid_namespace: bool,
+    without_btf: bool,
 }
 
 /// A running server; killed when dropped.
@@ -129,6 +130,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Where the kernel does not describe its types: what it says of them is hidden, for this server alone.
+    pub fn without_btf(mut self) -> Self {
+        self.without_btf = true;
+        self
+    }
+
     /// In a PID namespace of its own, as in a container: its threads know themselves by other ids than the host does.
     pub fn in_pid_namespace(mut self) -> Self {
         self.pid_namespace = true;
@@ -156,6 +163,11 @@ impl ServerBuilder {
             command = Command::new("setpriv");
             command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(program());
         }
+        if self.without_btf {
+            command = Command::new("unshare");
+            let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
+            command.args(["--mount", "sh", "-c", hide]).arg(program());
+        }
         if let Some(socket) = &self.collector {
             command = without_capabilities(program(), self.pid_namespace);
             command.env("NEXUS_COLLECTOR", socket);
@@ -178,7 +190,7 @@ impl ServerBuilder {
     pub fn start(mut self) -> Server {
         let mut beside = None;
         let folder = tempfile::tempdir().expect("temporary folder");
-        if is_split() && !self.unprivileged && self.collector.is_none() {
+        if is_split() && !self.unprivileged && !self.without_btf && self.collector.is_none() {
             let collector = Collector::start(&folder.path().join("collector"));
             self.collector = Some(collector.socket().to_owned());
             beside = Some((collector, folder));
@@ -224,6 +236,7 @@ impl Server {
             unprivileged: false,
             collector: None,
             pid_namespace: false,
+            without_btf: false,
         }
     }
 

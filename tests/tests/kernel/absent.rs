@@ -47,6 +47,16 @@ async fn without_privilege() {
     assert_eq!(server.stop(), Some(0));
 }
 
+#[tokio::test]
+async fn without_the_kernels_types() {
+    if !privilege::can_watch_the_kernel() || !privilege::can_mount() {
+        return;
+    }
+    let server = Server::builder().without_btf().start();
+    says_that_it_is_off(&server, &["no BTF at /sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]).await;
+    assert_eq!(server.stop(), Some(0));
+}
+
 #[test]
 fn required_but_not_permitted() {
     let (mut command, _, _folder) = Server::builder().unprivileged().arg("--kernel").arg("required").command();
