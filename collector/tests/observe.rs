@@ -170,26 +170,34 @@ fn git_equals_strace() {
 /// A dozen programs of everyday's, each in its own way: many files, pipes, children, memory, text.
 #[test]
 fn everyday_programs_equal_strace() {
+    // `@` is the folder of the case, where there is a text and a folder of small files.
     let rows: [(&str, &[&str]); 12] = [
-        ("find", &["/etc", "-name", "*.conf"]),
-        ("grep", &["-rc", "root", "/etc/pam.d"]),
-        ("sort", &["-r", "/etc/services"]),
-        ("sed", &["-n", "s/tcp/TCP/gp", "/etc/services"]),
-        ("gzip", &["-kfc", "/etc/services"]),
-        ("sha256sum", &["/etc/services", "/etc/passwd"]),
-        ("ls", &["-lR", "/etc/pam.d"]),
-        ("awk", &["{ n += NF } END { print n }", "/etc/services"]),
-        ("diff", &["-r", "/etc/pam.d", "/etc/pam.d"]),
-        ("cat", &["/etc/services", "/etc/passwd"]),
+        ("find", &["@", "-name", "*.conf"]),
+        ("grep", &["-rc", "root", "@/small"]),
+        ("sort", &["-r", "@/text"]),
+        ("sed", &["-n", "s/tcp/TCP/gp", "@/text"]),
+        ("gzip", &["-kfc", "@/text"]),
+        ("sha256sum", &["@/text", "@/small/1.conf"]),
+        ("ls", &["-lR", "@/small"]),
+        ("awk", &["{ n += NF } END { print n }", "@/text"]),
+        ("diff", &["-r", "@/small", "@/small"]),
+        ("cat", &["@/text", "@/small/1.conf"]),
         ("perl", &["-e", "print join(',', map { $_ * $_ } 1..1000); system('true')"]),
-        ("bash", &["-c", "for i in 1 2 3; do cat /etc/passwd | wc -l; done"]),
+        ("bash", &["-c", "for i in 1 2 3; do cat @/text | wc -l; done"]),
     ];
     for (program, arguments) in rows {
         check(program, program, |folder| {
+            let text: String = (0..400).map(|at| format!("service{at}\t{at}/tcp\t# the root of {at}\n")).collect();
+            file(&folder.join("text"), text.as_bytes());
+            fs::create_dir(folder.join("small")).unwrap();
+            for at in 0..40 {
+                file(&folder.join(format!("small/{at}.conf")), format!("root {at}\n").as_bytes());
+            }
             // What they print is of no interest, and must not be of a size that changes.
-            let out = folder.join("out");
-            let words =
-                std::iter::once(&program).chain(arguments).map(|word| format!("'{}'", word.replace('\'', "'\\''")));
+            let out = std::env::temp_dir().join(format!("nexus-everyday-{}", std::process::id()));
+            let words = std::iter::once(&program).chain(arguments);
+            let words = words.map(|word| word.replace('@', &folder.display().to_string()));
+            let words = words.map(|word| format!("'{}'", word.replace('\'', "'\\''")));
             let line = format!("exec {} > {}", words.collect::<Vec<_>>().join(" "), out.display());
             Case {
                 command: command(["sh", "-c", &line]),
@@ -198,6 +206,7 @@ fn everyday_programs_equal_strace() {
             }
         });
     }
+    let _ = fs::remove_file(std::env::temp_dir().join(format!("nexus-everyday-{}", std::process::id())));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nexus_tests::gate::Gate;
 use nexus_tests::privilege::can_watch_the_kernel;
 use nexus_tests::receiver::Receiver;
-use nexus_tests::{Server, until};
+use nexus_tests::{Cli, Server, until};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -113,6 +113,12 @@ async fn files_are_counted_exactly() {
         for (name, count) in calls.as_object().expect("calls") {
             assert_eq!(&made[name]["count"], count, "{import}: {name} in {imports:#?}");
         }
+    }
+    // The terminal's trace says the same.
+    let shown = Cli::of(&server).text(["trace", invocation["invocation_id"].as_str().expect("text")]);
+    let open = format!("import: {} ×40", descriptor("open-at"));
+    for expected in ["kernel: on CPU ", "in its own code ", "kernel: openat2 ×20", &open] {
+        assert!(shown.contains(expected), "{expected} in {shown}");
     }
     let few: Vec<_> = imports.keys().filter(|name| !expected.iter().any(|(import, _)| import == *name)).collect();
     assert!(few.iter().all(|name| name.starts_with("wasi:random/")), "{few:?}");
