@@ -234,7 +234,8 @@ fn serve(socket: &OwnedFd, config: &DaemonConfig, stats: &DaemonStats, stop: &At
     let life = pidfd_open(peer.pid, PidfdFlags::empty()).map_err(|error| format!("it has ended already: {error}"))?;
     // It is of the process that connected only if that has not ended since.
     if !is_owned_by(process, user) {
-        return Err("it has ended already".into());
+        let why = "it has ended already, or runs with another user's rights or with capabilities of its file";
+        return Err(format!("process {process} is not user {user}'s: {why}"));
     }
     wire::set_patience(socket, SEND_PATIENCE).map_err(|error| error.to_string())?;
     let asked = Instant::now();
@@ -403,7 +404,7 @@ impl Session<'_> {
         // It may have ended while it was looked up, or be another user's program by now.
         if !Path::new(&format!("/proc/{process}/task/{tid}")).exists() || !is_owned_by(process, self.user) {
             self.loaded.tasks.set(tid, TASK_UNTRACKED).map_err(|error| error.to_string())?;
-            return Err(format!("thread {tid} has ended"));
+            return Err(format!("thread {tid} has ended, or process {process} runs another user's program now"));
         }
         self.threads.insert(slot, tid);
         self.stats.threads.fetch_add(1, Ordering::Relaxed);

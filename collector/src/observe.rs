@@ -299,8 +299,12 @@ impl Trees {
             }
         }
         let mut maps = self.maps.lock();
-        // What a tree that is no more left behind goes now.
-        maps.forget(tid)?;
+        // What a tree that is no more left behind goes now. One of a tree that is has come meanwhile, by its birth.
+        match maps.tree_of(tid)? {
+            Some(tree) if maps.live.contains(&tree) => return Ok(false),
+            Some(_) => maps.forget(tid)?,
+            None => {}
+        }
         match maps.members.insert(tid, bytes_of(&member), BPF_NOEXIST) {
             Ok(()) => {}
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
@@ -342,12 +346,7 @@ impl Trees {
         }
         // One that a tree which is no more left behind goes at its next call.
         let maps = self.maps.lock();
-        let tree = match maps.members.get(&tid, 0) {
-            Ok(bytes) => Member::read_from_bytes(&bytes).map_or(0, |member| member.tree),
-            Err(MapError::KeyNotFound) => 0,
-            Err(error) => return Err(failed("look a thread up")(error).into()),
-        };
-        Ok(maps.live.contains(&tree))
+        Ok(maps.tree_of(tid)?.is_some_and(|tree| maps.live.contains(&tree)))
     }
 
     pub(crate) fn leave(&self, tid: u32) -> Result<(), ObserveError> {
@@ -357,6 +356,15 @@ impl Trees {
 }
 
 impl Maps {
+    /// The tree that a thread is a member of.
+    fn tree_of(&self, tid: u32) -> Result<Option<u32>, ObserveError> {
+        match self.members.get(&tid, 0) {
+            Ok(bytes) => Ok(Member::read_from_bytes(&bytes).ok().map(|member| member.tree)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed("look a thread up")(error).into()),
+        }
+    }
+
     /// Removes a member, unless its end has already.
     fn forget(&mut self, tid: u32) -> Result<(), ObserveError> {
         match self.members.remove(&tid) {

@@ -41,7 +41,7 @@ pub struct Watch<'a> {
     /// Threads that ran already when they were taken in.
     taken: u64,
     /// Threads that could not be.
-    missed: u64,
+    missed: HashSet<u32>,
     started: Instant,
     misses_before: u64,
 }
@@ -126,7 +126,8 @@ impl<'a> Watch<'a> {
             Target::Cgroup(_) => None,
         };
         let started = Instant::now();
-        let mut watch = Self { probes, trees, tree, target, began, taken: 0, missed: 0, started, misses_before };
+        let mut watch =
+            Self { probes, trees, tree, target, began, taken: 0, missed: HashSet::new(), started, misses_before };
         if watch.refresh()? {
             return Ok(watch);
         }
@@ -144,7 +145,7 @@ impl<'a> Watch<'a> {
 
     /// Whether anything was taken in, or could not be. Not so where all of it is watched already: as a part of another tree.
     pub fn has_any(&self) -> bool {
-        self.taken + self.missed > 0
+        self.taken > 0 || !self.missed.is_empty()
     }
 
     /// Takes in what came from outside; whether any of it lives. To be called about every second for a cgroup.
@@ -187,8 +188,10 @@ impl<'a> Watch<'a> {
             // A member was its parent meanwhile.
             Ok(false) => return Ok(Taken::Watched),
             Err(error) => {
-                tracing::warn!(%error, process, tid, "a thread cannot be watched");
-                self.missed += 1;
+                // Said once: it is tried again each time.
+                if self.missed.insert(tid) {
+                    tracing::warn!(%error, process, tid, "a thread cannot be watched");
+                }
                 return Ok(Taken::Watched);
             }
         }
@@ -214,7 +217,7 @@ impl<'a> Watch<'a> {
         let duration = self.started.elapsed();
         let (mut kernel, tasks) = self.tree.read()?;
         let missed = self.probes.recursion_misses()?.saturating_sub(self.misses_before);
-        let missed = missed + self.missed;
+        let missed = missed + self.missed.len() as u64;
         if missed > 0 {
             kernel.lost = kernel.lost.map(|lost| lost + missed);
             kernel.complete = Some(false);

@@ -417,3 +417,30 @@ async fn told_of_by(backend: nexus_tests::otlp::Collector, protocol: &str) {
     assert!(page().await.contains(calls));
     assert_eq!(collector.stop(), Some(0));
 }
+
+#[tokio::test]
+async fn a_child_that_outlives_its_watched_parent_is_still_counted() {
+    if !can_split() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("nexus-family");
+    std::fs::copy("/bin/bash", &program).expect("a copy");
+    let args = ["--watch", "command:nexus-family", "--listen", "127.0.0.1:0"];
+    let collector = Collector::with_args(&folder.path().join("socket"), &args);
+    let url = collector.metrics.clone().expect("metrics");
+    let writes = async || {
+        let page = nexus_tests::server::client().get(&url).send().await.expect("metrics").text().await.expect("text");
+        let name = "nexus_syscalls_total{owner=\"observed\",function=\"command:nexus-family\",syscall=\"write\"} ";
+        page.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    // The child is born when its parent is watched, has its name, and writes on for a while after its end.
+    let marks = folder.path().join("marks");
+    let script =
+        format!("sleep 3; (for i in $(seq 80); do echo >> {0}; sleep 0.1; done) & sleep 2; exit 0", marks.display());
+    let status = Command::new(&program).args(["-c", &script]).stdin(Stdio::null()).status().expect("it runs");
+    assert!(status.success());
+    let before = writes().await;
+    assert!(before > 0, "the child was a part of its parent's tree");
+    until("what the child does now", async || (writes().await > before + 5).then_some(())).await;
+}

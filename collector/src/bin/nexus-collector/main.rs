@@ -174,20 +174,23 @@ fn run(args: Args) -> anyhow::Result<()> {
         }
         _ => None,
     };
+    // From here on a signal ends it in order.
+    let (mut interrupt, mut terminate) = {
+        let _within = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
     tracing::info!(socket = ?socket, metrics = metrics_at.as_deref(), "ready");
     let at = socket.map_or_else(|| "nowhere for runtimes".into(), |socket| format!("at {}", socket.display()));
     let metrics = metrics_at.map_or_else(String::new, |at| format!(", metrics on {at}"));
     // Whoever started it may have stopped listening; the collector goes on.
     let _ = writeln!(std::io::stdout(), "ready {at}{metrics}");
     runtime.block_on(async {
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         tokio::spawn(metrics::serve(listener, stats, totals));
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        anyhow::Ok(())
-    })?;
+    });
     tracing::info!("stopping");
     stop.store(true, Ordering::Relaxed);
     for thread in threads {

@@ -153,8 +153,15 @@ pub fn watch(
 ) {
     let mut groups: Vec<Group<'_>> = wanted.into_iter().map(Group::new).collect();
     while !stop.load(Ordering::Relaxed) {
+        let mut ended = false;
         for group in &mut groups {
-            group.look(probes, spans);
+            ended |= group.look(probes, spans);
+        }
+        if ended {
+            // What was a part of a tree that is no more is to be watched by itself.
+            groups.iter_mut().for_each(|group| group.elsewhere.clear());
+        }
+        for group in &mut groups {
             let now = group.totals();
             totals.lock().insert(group.wanted.to_string(), now);
         }
@@ -176,8 +183,9 @@ impl<'a> Group<'a> {
         Self { wanted, live, elsewhere, finished: Totals::none(), told: Totals::none(), over: false }
     }
 
-    /// Takes in what came, and lets go what ended.
-    fn look(&mut self, probes: &'a Probes, spans: Option<&mpsc::Sender<SpanData>>) {
+    /// Takes in what came, and lets go what ended; whether anything did.
+    fn look(&mut self, probes: &'a Probes, spans: Option<&mpsc::Sender<SpanData>>) -> bool {
+        let mut ended = false;
         let known: HashSet<u32> = self.live.iter().filter_map(|live| process_of(live.watch.target())).collect();
         let targets = match &self.wanted {
             Wanted::Pid(_) if self.over => Vec::new(),
@@ -200,16 +208,19 @@ impl<'a> Group<'a> {
             match live.watch.refresh() {
                 Ok(false) if process_of(live.watch.target()).is_some() => {
                     self.over |= matches!(self.wanted, Wanted::Pid(_));
+                    ended = true;
                     end(live, &mut self.finished, spans);
                 }
                 Ok(_) => self.live.push(live),
                 Err(error) => {
                     tracing::warn!(%error, target = %self.wanted, "watched no more");
                     self.finished.complete &= matches!(error, ObserveError::Cgroup { .. });
+                    ended = true;
                     end(live, &mut self.finished, spans);
                 }
             }
         }
+        ended
     }
 
     fn begin(&mut self, target: Target, probes: &'a Probes) {
