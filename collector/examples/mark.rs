@@ -1,7 +1,11 @@
 //! What a mark costs, and what the probes add to a system call: `cargo run --release -p nexus-collector --example mark`.
+//!
+//! Where there is a `bpftrace`, and the kernel's folder for tracing is mounted (`mount -t tracefs tracefs /sys/kernel/tracing`),
+//! also what its histogram of the same calls' latencies adds.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nexus_collector::{Account, KernelSource, Probes, ProbesConfig};
 
@@ -17,15 +21,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     }
     let detached: Vec<f64> = (0..ROUNDS).map(|_| getppid_ns()).collect();
+    let bpftrace = under_bpftrace()?;
     let probes = Probes::load(&ProbesConfig::default())?;
-    let other = std::process::Command::new(std::env::current_exe()?).arg("child").output()?;
-    let other = String::from_utf8_lossy(&other.stdout).into_owned();
+    let other = in_another_process()?;
     let untracked: Vec<f64> = (0..ROUNDS).map(|_| getppid_ns()).collect();
 
     let off = Account::new(&KernelSource::Off("bench".into()), Instant::now());
     let account = Account::new(&probes.source(), Instant::now());
     let runtime: Vec<f64> = {
-        probes.slots().register_thread()?;
+        probes.slots().register_thread("bench")?;
         (0..ROUNDS).map(|_| getppid_ns()).collect()
     };
     let marked: Vec<f64> = (0..ROUNDS).map(|_| account.enter(getppid_ns)).collect();
@@ -35,6 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let made = (0..ROUNDS).map(|_| per(MARKS / 10, || drop(black_box(Account::new(&probes.source(), Instant::now())))));
 
     println!("getppid, nothing attached      {} ns", best(detached));
+    println!("getppid, bpftrace's histogram  {} ns", bpftrace.as_deref().unwrap_or("(there is none)"));
     println!("getppid, another process       {other} ns");
     println!("getppid, a thread without slot {} ns", best(untracked));
     println!("getppid, runtime's             {} ns", best(runtime));
@@ -44,6 +49,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("empty mark                     {} ns", best(empty));
     println!("making an account              {} ns", best(made.collect()));
     Ok(())
+}
+
+fn in_another_process() -> std::io::Result<String> {
+    let other = Command::new(std::env::current_exe()?).arg("child").output()?;
+    Ok(String::from_utf8_lossy(&other.stdout).into_owned())
+}
+
+/// The same while bpftrace makes a histogram of all calls' latencies. `None` where it cannot.
+fn under_bpftrace() -> std::io::Result<Option<String>> {
+    const HISTOGRAM: &str = "tracepoint:raw_syscalls:sys_enter { @began[tid] = nsecs; } \
+                             tracepoint:raw_syscalls:sys_exit /@began[tid]/ { @ns = hist(nsecs - @began[tid]); \
+                             delete(@began[tid]); }";
+    let began = Command::new("bpftrace").args(["-e", HISTOGRAM]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let Ok(mut bpftrace) = began else { return Ok(None) };
+    // Nothing of it says when it is attached: long enough.
+    std::thread::sleep(Duration::from_secs(3));
+    let measured = if bpftrace.try_wait()?.is_none() { Some(in_another_process()?) } else { None };
+    let _ = bpftrace.kill();
+    bpftrace.wait()?;
+    Ok(measured)
 }
 
 fn ppid() {

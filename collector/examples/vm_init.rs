@@ -10,7 +10,7 @@ use std::{fs, thread};
 
 use nexus_collector::watch::{Target, Watch};
 use nexus_collector::{
-    Account, Daemon, DaemonConfig, KernelSource, Owner, Probes, ProbesConfig, observe, probe_status,
+    Account, Daemon, DaemonConfig, KernelSource, Owner, Probes, ProbesConfig, Sampled, observe, probe_status,
 };
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{getppid, getuid};
@@ -126,7 +126,8 @@ fn process() -> Checked {
 
 fn profile() -> Checked {
     let probes = probes()?;
-    let mut profile = probes.profile(99).map_err(|error| error.to_string())?.ok_or("another is taken")?;
+    let mut profile =
+        probes.profile(Sampled::Clock { hz: 99 }).map_err(|error| error.to_string())?.ok_or("another is taken")?;
     let account = Account::of(&probes.source(), Instant::now(), Owner { tag: 7, ..Owner::default() });
     account.enter(|| {
         let began = Instant::now();

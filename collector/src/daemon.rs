@@ -51,6 +51,9 @@ const SEND_PATIENCE: Duration = Duration::from_secs(5);
 /// How often everybody looks whether to stop, and at what the probes have to say.
 const PERIOD: Duration = Duration::from_millis(250);
 
+/// The least time between two changes of a runtime's level: each makes all CPUs of the host wait for each other.
+const LEVEL_PERIOD: Duration = Duration::from_millis(100);
+
 /// Samples in one packet.
 const SAMPLES_MAX: usize = (PACKET_MAX - 1024) / size_of::<Sample>();
 
@@ -280,8 +283,16 @@ fn serve(socket: &OwnedFd, config: &DaemonConfig, stats: &DaemonStats, stop: &At
     drop((slots, life_read));
     stats.runtimes_total.fetch_add(1, Ordering::Relaxed);
     tracing::info!(process, user, version, threads_max, "serving a runtime");
-    let mut session =
-        Session { loaded: &loaded, process, user, threads_max, threads: HashMap::new(), ring: None, stats };
+    let mut session = Session {
+        loaded: &loaded,
+        process,
+        user,
+        threads_max,
+        threads: HashMap::new(),
+        ring: None,
+        level_set: None,
+        stats,
+    };
     let why = session.run(socket, &life, stop);
     // Before any probe goes.
     drop(life_held);
@@ -315,6 +326,8 @@ struct Session<'a> {
     /// Its threads, as the kernel knows them, by slot.
     threads: HashMap<u32, u32>,
     ring: Option<Ring<'a>>,
+    /// When it last asked for another level.
+    level_set: Option<Instant>,
     stats: &'a DaemonStats,
 }
 
@@ -357,7 +370,12 @@ impl Session<'_> {
                     self.loaded.tasks.set(tid, TASK_UNTRACKED).map_err(|error| error.to_string())?;
                 }
             }
-            Request::Level(level) => self.loaded.set_level(level).map_err(failed)?,
+            Request::Level(level) => {
+                let early = self.level_set.map(|at| LEVEL_PERIOD.saturating_sub(at.elapsed()));
+                thread::sleep(early.unwrap_or_default());
+                self.level_set = Some(Instant::now());
+                self.loaded.set_level(level).map_err(failed)?;
+            }
             Request::Calls => {
                 let (all, other) = self.loaded.calls().map_err(failed)?;
                 return Ok(Reply::Calls { all, other });
@@ -366,11 +384,11 @@ impl Session<'_> {
                 let failures = self.loaded.failures().map_err(failed)?;
                 return Ok(Reply::Failures(failures.into_iter().map(|(name, n)| (name.into(), n)).collect()));
             }
-            Request::Profile { hz } => {
+            Request::Profile(sampled) => {
                 if self.ring.is_some() {
                     return Ok(Reply::Busy);
                 }
-                self.ring = Ring::begin(self.loaded, hz).map_err(failed)?;
+                self.ring = Ring::begin(self.loaded, sampled).map_err(failed)?;
             }
             Request::Samples => {
                 let ring = self.ring.as_mut().ok_or("no profile is being taken")?;

@@ -42,7 +42,7 @@ pub use mark::crossed;
 pub use names::syscall_name;
 pub use nexus_ebpf_common::{ABI_SYMBOL, ABI_VERSION, Owner};
 pub use probes::{Ledger, Probes, ProbesConfig};
-pub use profile::{Profile, Stacks};
+pub use profile::{Profile, Sampled, Stacks};
 pub use slots::{Level, Slots};
 pub use status::{collector_status, probe_status};
 pub use tracked::Tracked;

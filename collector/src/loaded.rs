@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, RingBu
 use aya::programs::perf_event::PerfEventLink;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
-use nexus_ebpf_common::{Counter, ProcessCalls};
+use nexus_ebpf_common::{Counter, ProcessCalls, WANTED_FAULTS, WANTED_OFF_CPU_NS};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::FromBytes as _;
@@ -20,6 +20,7 @@ use crate::error::ProbesError;
 use crate::messages::TracingLog;
 use crate::observe::{CountsBytes, MemberBytes, StatBytes, Trees};
 use crate::probes::ProbesConfig;
+use crate::profile::Sampled;
 use crate::raw;
 use crate::slots::{Detail, Level};
 use crate::tasks::Tasks;
@@ -41,6 +42,7 @@ pub(crate) struct Loaded {
     pub(crate) trees: Option<Trees>,
     pub(crate) detail: Detail,
     process: Mutex<Array<MapData, u32>>,
+    profile: Mutex<Array<MapData, u64>>,
     counters: PerCpuArray<MapData, u64>,
     calls: PerCpuArray<MapData, CallsBytes>,
     logger: Mutex<EbpfLogger<TracingLog>>,
@@ -67,6 +69,7 @@ impl Loaded {
         let calls = take_map(&mut ebpf, "CALLS")?;
         let samples = take_map(&mut ebpf, "SAMPLES")?;
         let process = take_map(&mut ebpf, "PROCESS")?;
+        let profile = take_map(&mut ebpf, "PROFILE")?;
         let logger = EbpfLogger::init_with_logger(&mut ebpf, TracingLog).map_err(|error| ProbesError::Other {
             what: "read the probes' messages".into(),
             message: error.to_string(),
@@ -87,8 +90,8 @@ impl Loaded {
             trees.set_detail(detail.clone());
         }
         let (programs, logger, samples) = (Mutex::new(programs), Mutex::new(logger), Mutex::new(samples));
-        let process = Mutex::new(process);
-        Ok((Self { programs, samples, tasks, trees, detail, process, counters, calls, logger }, slots))
+        let (process, profile) = (Mutex::new(process), Mutex::new(profile));
+        Ok((Self { programs, samples, tasks, trees, detail, process, profile, counters, calls, logger }, slots))
     }
 
     /// Counts the system calls of this process, by its id as the kernel has it, for the ledger.
@@ -129,16 +132,38 @@ impl Loaded {
         self.programs.lock().set_level(level, &self.detail)
     }
 
-    /// Lets the clocks strike until what is returned is dropped.
-    pub(crate) fn attach_sample(&self, hz: u32) -> Result<Vec<PerfEventLink>, ProbesError> {
-        if !(1..=1000).contains(&hz) {
-            return Err(ProbesError::Config { name: "hz", value: u64::from(hz), min: 1, max: 1000 });
-        }
-        if let Err(reason) = &self.detail.profiles {
+    /// Has samples left: on the clocks' strikes until what is returned is dropped, else until [`Self::end_samples`].
+    pub(crate) fn begin_samples(&self, sampled: Sampled) -> Result<Vec<PerfEventLink>, ProbesError> {
+        let family = match sampled {
+            Sampled::Clock { .. } => &self.detail.profiles,
+            Sampled::Blocked { .. } => &self.detail.scheduling,
+            Sampled::PageFaults => &self.detail.page_faults,
+        };
+        if let Err(reason) = family {
             let what = "take a profile".into();
             return Err(ProbesError::Other { what, message: reason.clone().into_owned() });
         }
-        self.programs.lock().attach_sample(hz)
+        match sampled {
+            Sampled::Clock { hz } if !(1..=1000).contains(&hz) => {
+                Err(ProbesError::Config { name: "hz", value: u64::from(hz), min: 1, max: 1000 })
+            }
+            Sampled::Clock { hz } => self.programs.lock().attach_sample(hz),
+            Sampled::Blocked { min_ns: 0 } => {
+                Err(ProbesError::Config { name: "min_ns", value: 0, min: 1, max: u64::MAX })
+            }
+            Sampled::Blocked { min_ns } => self.want(WANTED_OFF_CPU_NS, min_ns).map(|()| Vec::new()),
+            Sampled::PageFaults => self.want(WANTED_FAULTS, 1).map(|()| Vec::new()),
+        }
+    }
+
+    /// Has no more samples left beside the clocks' strikes.
+    pub(crate) fn end_samples(&self) -> Result<(), ProbesError> {
+        self.want(WANTED_OFF_CPU_NS, 0).and(self.want(WANTED_FAULTS, 0))
+    }
+
+    fn want(&self, what: u32, value: u64) -> Result<(), ProbesError> {
+        let set = self.profile.lock().set(what, value, 0);
+        set.map_err(|error| ProbesError::from_map("tell the probes what to sample", error))
     }
 
     /// How often the kernel left a probe out.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use nexus_core::kernel::SyscallStats;
+use nexus_core::threads;
 use nexus_ebpf_common::{ENTER_NONE, RECORDS_MAX, SYSCALLS_MAX, SchedCounts};
 use rustix::process::getppid;
 
@@ -180,10 +181,12 @@ impl Drop for Registration {
 }
 
 /// Gives the current thread a slot of `slots`, if it has none.
-pub(crate) fn register(slots: &Arc<Slots>) -> Result<(), SlotsFull> {
+pub(crate) fn register(slots: &Arc<Slots>, part: &'static str) -> Result<(), SlotsFull> {
     // Fails in the thread's last moments, when its thread-local values are gone.
     THREAD
-        .try_with(|thread| thread.try_borrow_mut().map_or(Err(SlotsFull::Busy), |mut thread| thread.register(slots)))
+        .try_with(|thread| {
+            thread.try_borrow_mut().map_or(Err(SlotsFull::Busy), |mut thread| thread.register(slots, part))
+        })
         .unwrap_or(Err(SlotsFull::Busy))
 }
 
@@ -307,7 +310,7 @@ impl Drop for Mark<'_> {
 }
 
 impl Thread {
-    fn register(&mut self, slots: &Arc<Slots>) -> Result<(), SlotsFull> {
+    fn register(&mut self, slots: &Arc<Slots>, part: &'static str) -> Result<(), SlotsFull> {
         if let Some(registration) = &self.registration {
             if Arc::ptr_eq(&registration.slots, slots) {
                 return Ok(());
@@ -324,7 +327,7 @@ impl Thread {
             lost: 0,
             sched: Sched::default(),
         };
-        let (index, tid) = slots.take()?;
+        let (index, tid) = slots.take(part)?;
         self.registration = Some(Registration { slots: Arc::clone(slots), index, tid, stash });
         Ok(())
     }
@@ -345,7 +348,7 @@ impl Thread {
     #[inline]
     fn begin(&mut self, slots: &Arc<Slots>, account: &Account, import: Import) -> State {
         let ours = self.registration.as_ref().is_some_and(|registration| Arc::ptr_eq(&registration.slots, slots));
-        if !ours && self.register(slots).is_err() {
+        if !ours && self.register(slots, threads::TASKS).is_err() {
             return State::Unwatched;
         }
         let Some(Registration { slots, index, stash, .. }) = &mut self.registration else {

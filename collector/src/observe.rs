@@ -25,7 +25,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 use crate::account::scheduled;
 use crate::error::ProbesError;
 use crate::mark::Sched;
-use crate::names::syscall_name;
+use crate::names::slot_syscall_name;
 use crate::probes::Probes;
 use crate::raw::{SignalForwarding, monotonic_ns};
 use crate::slots::Detail;
@@ -437,7 +437,7 @@ impl TreeGuard<'_> {
             if key.tree != self.id {
                 continue;
             }
-            let sum = syscalls.entry(syscall_name(key.nr)).or_default();
+            let sum = syscalls.entry(slot_syscall_name(key.nr as u16)).or_default();
             for value in values.iter().filter_map(|value| TreeStat::read_from_bytes(value).ok()) {
                 sum.add(&SyscallStats {
                     count: value.count,

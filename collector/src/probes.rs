@@ -14,7 +14,7 @@ use crate::embedded;
 use crate::error::ProbesError;
 use crate::loaded::Loaded;
 use crate::observe::Trees;
-use crate::profile::Profile;
+use crate::profile::{Profile, Sampled};
 use crate::raw::SlotMap;
 use crate::remote::Remote;
 use crate::slots::{Level, Registrar, Slots};
@@ -188,7 +188,13 @@ impl Probes {
     /// The owners are asked before and after the kernel, and all numbers only grow: what the kernel says must lie between.
     fn read_ledger(&self) -> Result<Ledger, ProbesError> {
         let owners = || {
-            let runtime = self.slots.runtime_totals().values().map(|stats| stats.count).sum::<u64>();
+            let runtime = self
+                .slots
+                .runtime_totals()
+                .values()
+                .flat_map(|calls| calls.values())
+                .map(|stats| stats.count)
+                .sum::<u64>();
             (self.slots.attributed_calls(), runtime)
         };
         let (accounts_before, runtime_before) = owners();
@@ -251,12 +257,12 @@ impl Probes {
         self.slots.watched().level
     }
 
-    /// Takes a profile: every CPU's clock strikes `hz` times a second (`1..=1000`) while it is on, and who works for an
-    /// account then leaves a sample. One profile at a time: `None` while another is taken.
-    pub fn profile(&self, hz: u32) -> Result<Option<Profile<'_>>, ProbesError> {
+    /// Takes a profile: who works for an account leaves samples while it is on. One profile at a time: `None` while another
+    /// is taken.
+    pub fn profile(&self, sampled: Sampled) -> Result<Option<Profile<'_>>, ProbesError> {
         match &self.side {
-            Side::Here(loaded) => Profile::here(loaded, hz),
-            Side::Collector(remote) => Profile::remote(remote, hz),
+            Side::Here(loaded) => Profile::here(loaded, sampled),
+            Side::Collector(remote) => Profile::remote(remote, sampled),
         }
     }
 

@@ -18,6 +18,7 @@ use rustix::time::Timespec;
 
 use crate::error::{ProbesError, SlotsFull};
 use crate::probes::ProbesConfig;
+use crate::profile::Sampled;
 use crate::raw::SlotMap;
 use crate::slots::{Detail, Level, Slots};
 use crate::wire::{self, PROTOCOL, Packet, Reply, Request};
@@ -157,8 +158,8 @@ impl Remote {
     }
 
     /// Begins a profile; `None` while another is taken.
-    pub(crate) fn profile(&self, hz: u32) -> Result<Option<RemoteProfile<'_>>, ProbesError> {
-        match self.ask(&Request::Profile { hz })?.message {
+    pub(crate) fn profile(&self, sampled: Sampled) -> Result<Option<RemoteProfile<'_>>, ProbesError> {
+        match self.ask(&Request::Profile(sampled))?.message {
             Reply::Done => Ok(Some(RemoteProfile(self))),
             Reply::Busy => Ok(None),
             other => Err(self.strange(&other)),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-use nexus_core::kernel::SyscallStats;
+use nexus_core::kernel::{SyscallStats, Syscalls};
 use nexus_ebpf_common::{ENTER_NONE, SYSCALLS_MAX, TASK_UNTRACKED};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -125,8 +125,9 @@ pub(crate) struct Watched {
 /// What user space keeps for a slot.
 #[derive(Default)]
 struct RuntimeSide {
-    /// What the slot's threads did for the runtime, by system call. Made for the first thread, and kept for the next ones.
-    totals: Option<Box<[SyscallStats]>>,
+    /// What the slot's threads did for the runtime, by part and system call; the last is the part of the thread that has it now.
+    /// Made for the first thread of a part, and kept for the next ones.
+    totals: Vec<(&'static str, Box<[SyscallStats]>)>,
     /// The last generation that the slot had.
     generation: u64,
 }
@@ -161,9 +162,10 @@ impl Slots {
 
     /// Gives the current thread a slot, until it ends or gives it back. Nothing happens if it has one.
     ///
-    /// To be called at a thread's start; a thread that has none takes one at its first mark.
-    pub fn register_thread(self: &Arc<Self>) -> Result<(), SlotsFull> {
-        mark::register(self)
+    /// What it does outside of every mark belongs to `part` of the runtime. To be called at a thread's start; a thread that has
+    /// none takes one at its first mark, as one that runs tasks.
+    pub fn register_thread(self: &Arc<Self>, part: &'static str) -> Result<(), SlotsFull> {
+        mark::register(self, part)
     }
 
     /// Takes the current thread's slot back. Nothing happens if it has none, or is in a marked section.
@@ -186,31 +188,37 @@ impl Slots {
         self.attached.load(Ordering::Relaxed)
     }
 
-    /// What threads with a slot did outside every mark, since the probes were loaded: the runtime's own work.
+    /// What threads with a slot did outside every mark, since the probes were loaded: the runtime's own work, by part.
     ///
     /// Without the times blocked or ready: the level may have changed meanwhile, and they would be of a part only.
     ///
     /// Exact at the time of the call, also for threads that are blocked or busy. A call that is just returning on another
     /// thread may be counted here before its time is added.
-    pub fn runtime_totals(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
-        let mut sums = vec![SyscallStats::default(); SYSCALLS_MAX];
+    pub fn runtime_totals(&self) -> BTreeMap<&'static str, Syscalls> {
+        let mut sums: BTreeMap<&'static str, Vec<SyscallStats>> = BTreeMap::new();
+        let none = || vec![SyscallStats::default(); SYSCALLS_MAX];
         for (side, slot) in self.runtime.iter().zip(self.map.slots()) {
             // The owner takes this lock before it moves numbers out of the slot, and before it leaves the generation in
             // which there are any: what is read under it is read once.
             let side = side.lock();
-            for (sum, stats) in sums.iter_mut().zip(side.totals.iter().flatten()) {
-                sum.add(stats);
+            for (part, totals) in &side.totals {
+                let sums = sums.entry(part).or_insert_with(none);
+                sums.iter_mut().zip(totals.iter()).for_each(|(sum, stats)| sum.add(stats));
             }
             let generation = slot.generation.load(Ordering::Acquire);
-            if generation == 0 || generation % 2 == 1 {
+            let Some((part, _)) = side.totals.last().filter(|_| generation != 0 && generation % 2 == 0) else {
                 continue;
-            }
+            };
+            let sums = sums.entry(part).or_insert_with(none);
             for (nr, stats) in touched(slot, generation, false) {
                 sums[usize::from(nr)].add(&stats);
             }
         }
-        let used = sums.into_iter().enumerate().filter(|(_, stats)| stats.count > 0);
-        used.map(|(nr, stats)| (slot_syscall_name(nr as u16), stats)).collect()
+        let named = |sums: Vec<SyscallStats>| -> Syscalls {
+            let used = sums.into_iter().enumerate().filter(|(_, stats)| stats.count > 0);
+            used.map(|(nr, stats)| (slot_syscall_name(nr as u16), stats)).collect()
+        };
+        sums.into_iter().map(|(part, sums)| (part, named(sums))).collect()
     }
 
     /// What is watched now.
@@ -328,12 +336,16 @@ impl Slots {
     }
 
     /// Takes a slot for the current thread.
-    pub(crate) fn take(&self) -> Result<(u32, u32), SlotsFull> {
+    pub(crate) fn take(&self, part: &'static str) -> Result<(u32, u32), SlotsFull> {
         let index = self.free.lock().pop().ok_or(SlotsFull::Full { threads_max: self.threads_max() })?;
         let slot = self.slot(index);
         {
             let mut side = self.runtime[index as usize].lock();
-            side.totals.get_or_insert_with(|| vec![SyscallStats::default(); SYSCALLS_MAX].into_boxed_slice());
+            let of_part = match side.totals.iter().position(|(known, _)| *known == part) {
+                Some(at) => side.totals.swap_remove(at),
+                None => (part, vec![SyscallStats::default(); SYSCALLS_MAX].into_boxed_slice()),
+            };
+            side.totals.push(of_part);
             clear(slot);
             slot.enter_nr.store(ENTER_NONE, Ordering::Relaxed);
             slot.sched.out_ts_ns.store(0, Ordering::Relaxed);
@@ -377,7 +389,7 @@ impl Slots {
         while slot.touched_len.load(Ordering::Relaxed) != 0 {
             let mut side = self.runtime[index as usize].lock();
             let generation = slot.generation.load(Ordering::Relaxed);
-            if let Some(totals) = &mut side.totals {
+            if let Some((_, totals)) = side.totals.last_mut() {
                 for (nr, stats) in touched(slot, generation, false) {
                     totals[usize::from(nr)].add(&stats);
                 }

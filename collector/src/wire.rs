@@ -16,10 +16,11 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::profile::Sampled;
 use crate::slots::{Detail, Level};
 
 /// The version of these messages.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// The longest packet, in bytes.
 pub(crate) const PACKET_MAX: usize = 96 << 10;
@@ -43,11 +44,11 @@ pub(crate) enum Request {
     Calls,
     /// What the probes could not do.
     Failures,
-    /// The clocks shall strike.
-    Profile { hz: u32 },
+    /// Samples shall be left.
+    Profile(Sampled),
     /// The samples that there are.
     Samples,
-    /// The clocks shall stop.
+    /// No more of them.
     EndProfile,
 }
 

@@ -62,7 +62,11 @@ fn expect<const N: usize>(calls: [(&str, u64, u64); N]) -> BTreeMap<String, (u64
 }
 
 fn runtime(probes: &Probes, name: &str) -> SyscallStats {
-    probes.slots().runtime_totals().get(name).copied().unwrap_or_default()
+    let mut sum = SyscallStats::default();
+    for calls in probes.slots().runtime_totals().values() {
+        sum.add(&calls.get(name).copied().unwrap_or_default());
+    }
+    sum
 }
 
 /// A future that makes `calls` system calls at each of its polls, and is ready at the last.
@@ -257,7 +261,7 @@ fn a_thread_gives_its_slot_back_when_it_ends() {
     for _ in 0..12 {
         let (slots, account) = (Arc::clone(&slots), account(&probes));
         thread::spawn(move || {
-            slots.register_thread().unwrap();
+            slots.register_thread("test").unwrap();
             assert_eq!(slots.threads(), 1);
             let _ = getegid();
             account.enter(ppid);
@@ -281,13 +285,13 @@ fn without_a_slot_the_account_is_incomplete() {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                slots.register_thread().unwrap();
+                slots.register_thread("test").unwrap();
                 barrier.wait();
                 barrier.wait();
             });
         }
         barrier.wait();
-        assert_eq!(slots.register_thread(), Err(SlotsFull::Full { threads_max: 2 }));
+        assert_eq!(slots.register_thread("test"), Err(SlotsFull::Full { threads_max: 2 }));
         let account = account(&probes);
         account.enter(ppid);
         let (kernel, _) = account.snapshot(Instant::now());
@@ -309,7 +313,7 @@ fn as_many_threads_as_there_can_be_are_told_apart() {
             .map(|at| {
                 let (probes, slots, ready, counted) = (&probes, &slots, &ready, &counted);
                 let work = move || {
-                    slots.register_thread().unwrap();
+                    slots.register_thread("test").unwrap();
                     ready.wait();
                     let account = account(probes);
                     account.enter(|| (0..at % 97).for_each(|_| ppid()));
@@ -321,7 +325,7 @@ fn as_many_threads_as_there_can_be_are_told_apart() {
             .collect();
         ready.wait();
         assert_eq!(slots.threads(), THREADS);
-        assert_eq!(slots.register_thread(), Err(SlotsFull::Full { threads_max: THREADS }));
+        assert_eq!(slots.register_thread("test"), Err(SlotsFull::Full { threads_max: THREADS }));
         counted.wait();
         for thread in threads {
             let (at, account) = thread.join().unwrap();
@@ -344,7 +348,7 @@ fn the_runtimes_own_work_is_read_of_blocked_threads_too() {
     let (done, wait) = mpsc::channel();
     let (release, blocked) = mpsc::channel::<()>();
     let worker = thread::spawn(move || {
-        slots.register_thread().unwrap();
+        slots.register_thread("test").unwrap();
         (0..5).for_each(|_| egid());
         done.send(()).unwrap();
         let _ = blocked.recv();

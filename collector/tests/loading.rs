@@ -7,7 +7,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use nexus_collector::{
-    ABI_SYMBOL, ABI_VERSION, Account, ObjectError, Owner, Probes, ProbesConfig, ProbesError, object, probe_status,
+    ABI_SYMBOL, ABI_VERSION, Account, ObjectError, Owner, Probes, ProbesConfig, ProbesError, Sampled, object,
+    probe_status,
 };
 use object::read::elf::ElfFile64;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -68,7 +69,7 @@ fn samples_that_find_no_room_are_counted_and_the_next_ones_come() {
     let Some(probes) = support::probes(&ProbesConfig { observe: false, ..ProbesConfig::default() }) else {
         return;
     };
-    let mut profile = probes.profile(1000).unwrap().unwrap();
+    let mut profile = probes.profile(Sampled::Clock { hz: 1000 }).unwrap().unwrap();
     let burn = |time: Duration| {
         let account = Account::of(&probes.source(), Instant::now(), Owner { tag: 1, ..Owner::default() });
         account.enter(|| {

@@ -337,3 +337,13 @@ fn more_tasks_than_fit_make_the_account_incomplete() {
     assert!(run.kernel.lost.unwrap() > 0);
     assert!(probes.failures().unwrap()["members_full"] > 0);
 }
+
+#[test]
+fn calls_that_no_kernel_has_are_counted_as_one() {
+    let Some(probes) = support::probes(&ProbesConfig::for_observe()) else { return };
+    // Each of another number: a map of so many would be full.
+    let script = "syscall(100_000 + $_) for 1 .. 5_000";
+    let case = Case { command: command(["perl", "-e", script]), prepare: Box::new(|| {}), luck: &[] };
+    let calls = observed(&probes, &case);
+    assert_eq!(calls.get("other"), Some(&(5_000, 5_000)), "{calls:?}");
+}

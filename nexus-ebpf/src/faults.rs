@@ -6,14 +6,25 @@ use aya_ebpf::programs::{PerfEventContext, RawTracePointContext};
 use nexus_ebpf_common::{MEMBER_COUNTING, SchedCounts, TASK_TREE, TASK_UNTRACKED};
 
 use crate::maps::{MEMBERS, SLOTS, TASKS};
+use crate::sample;
 use crate::sched::{counts_of, tree_counts};
+use crate::syscalls::is_the_process;
 
 /// A fault in user mode: `(unsigned long address, struct pt_regs *, unsigned long error_code)`.
 #[raw_tracepoint(tracepoint = "page_fault_user")]
-pub fn nexus_page_fault_user(_ctx: RawTracePointContext) -> i32 {
+pub fn nexus_page_fault_user(ctx: RawTracePointContext) -> i32 {
     if let Some(counts) = current() {
         // SAFETY: the counts are this thread's or this CPU's, and the thread is in a fault: nobody else writes to them.
         unsafe { (*counts).faults += 1 };
+    }
+    let ids = bpf_get_current_pid_tgid();
+    if let Some(&watched) = TASKS.get(ids as u32)
+        && watched != TASK_UNTRACKED
+        && watched != TASK_TREE
+        && is_the_process(ids)
+        && let Some(slot) = SLOTS.get_ptr(watched - 1)
+    {
+        sample::faulted(&ctx, slot);
     }
     0
 }

@@ -42,6 +42,10 @@ pub static PROCESS: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static CALLS: PerCpuArray<ProcessCalls> = PerCpuArray::with_max_entries(1, 0);
 
+/// What the profile that is being taken is of, beside the clock, by `WANTED_…`.
+#[map]
+pub static PROFILE: Array<u64> = Array::with_max_entries(2, 0);
+
 /// Samples of the profile that is being taken.
 #[map]
 pub static SAMPLES: RingBuf = RingBuf::with_byte_size(SAMPLES_BYTES, 0);

@@ -13,6 +13,7 @@ use nexus_ebpf_common::{
 
 use crate::maps::{CALLS, MEMBERS, PROCESS, SLOTS, TASKS, TREE_STATS};
 use crate::report::failed;
+use crate::sample;
 use crate::trees::{self, let_go};
 
 /// Where in a `task_struct` the first word of the thread's own pending signals is. From the kernel's BTF.
@@ -78,6 +79,12 @@ pub fn nexus_sys_exit(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// The number as it is counted: those that no kernel has yet share one, so that nobody fills a map with them.
+#[inline(always)]
+fn known(nr: u64) -> u32 {
+    if nr < SYSCALLS_MAX as u64 { nr as u32 } else { SYSCALL_OTHER }
+}
+
 #[inline(always)]
 fn slot_enter(ctx: &RawTracePointContext, index: u32) {
     let Some(slot) = SLOTS.get_ptr_mut(index) else {
@@ -87,7 +94,7 @@ fn slot_enter(ctx: &RawTracePointContext, index: u32) {
     // SAFETY: the slot is this thread's own, which is in the kernel now: nobody else writes to it.
     unsafe {
         let header = &mut (*slot).header;
-        header.enter_nr = if nr < SYSCALLS_MAX as u64 { nr as u32 } else { SYSCALL_OTHER };
+        header.enter_nr = known(nr);
         header.enter_generation = header.generation;
         header.enter_time.off_cpu_ns = 0;
         header.enter_time.run_queue_ns = 0;
@@ -122,8 +129,11 @@ fn slot_exit(ctx: &RawTracePointContext, index: u32) -> bool {
         let ret: i64 = ctx.arg(1);
         add(slot, nr, generation, ret, duration_ns);
         // The runtime's own waiting is no news: only an account's slow calls are recorded.
-        if generation & 1 == 1 && duration_ns >= (*header).slow_ns {
-            record(slot, SlowRecord { nr, reserved: 0, ret, start_ns, duration_ns });
+        if generation & 1 == 1 {
+            if duration_ns >= (*header).slow_ns {
+                record(slot, SlowRecord { nr, reserved: 0, ret, start_ns, duration_ns });
+            }
+            sample::blocked(ctx, slot, nr, (*header).enter_time.off_cpu_ns);
         }
     }
     false
@@ -197,7 +207,7 @@ fn tree_enter(ctx: &RawTracePointContext, tid: u32) {
     let nr: u64 = ctx.arg(1);
     // SAFETY: a member is written by its own thread only, which is in the kernel now.
     unsafe {
-        (*member).enter_nr = nr as u32;
+        (*member).enter_nr = known(nr);
         (*member).enter_time.off_cpu_ns = 0;
         (*member).enter_time.run_queue_ns = 0;
         (*member).enter_ts_ns = bpf_ktime_get_ns();

@@ -8,8 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nexus_collector::{Account, KernelSource, Ledger, Level, Owner, Probes, ProbesConfig, Slots, context};
-use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, SyscallStats};
+use nexus_core::kernel::{KernelAccount, KernelMode, SlowSyscall, Syscalls};
 use nexus_core::mark::{Marker, Part};
+use nexus_core::threads;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
@@ -160,8 +161,8 @@ impl Kernel {
         self.probes().map(|probes| probes.slots())
     }
 
-    /// What the runtime itself made the kernel do, on its registered threads.
-    pub fn runtime_totals(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
+    /// What the runtime itself made the kernel do, on its registered threads, by part.
+    pub fn runtime_totals(&self) -> BTreeMap<&'static str, Syscalls> {
         self.slots().map(|slots| slots.runtime_totals()).unwrap_or_default()
     }
 
@@ -200,11 +201,17 @@ static KERNEL: OnceLock<Arc<Kernel>> = OnceLock::new();
 pub fn publish(kernel: &Arc<Kernel>) {
     // One process has one set of probes.
     let _ = KERNEL.set(Arc::clone(kernel));
+    threads::on_start(register_thread);
 }
 
-/// Registers the current thread, if there are probes. A thread that finds no slot makes the accounts of what it works
+/// Registers the current thread as one that runs tasks.
+pub fn register_task_thread() {
+    register_thread(threads::TASKS);
+}
+
+/// Registers the current thread as one of a part of the runtime, if there are probes. A thread that finds no slot makes the accounts of what it works
 /// for incomplete, and they say so.
-pub fn register_thread() {
+pub fn register_thread(part: &'static str) {
     thread_local! {
         /// The slots that had none for this thread: it is not asked again and again.
         static REFUSED: Cell<*const Slots> = const { Cell::new(std::ptr::null()) };
@@ -215,7 +222,7 @@ pub fn register_thread() {
     if REFUSED.get() == Arc::as_ptr(&slots) {
         return;
     }
-    if let Err(full) = slots.register_thread() {
+    if let Err(full) = slots.register_thread(part) {
         REFUSED.set(Arc::as_ptr(&slots));
         tracing::warn!("{full}");
     }

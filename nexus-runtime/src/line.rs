@@ -149,6 +149,7 @@ impl Line {
             replay_of: delivery.replay.and_then(|r| r.of),
             replay_id: delivery.replay.map(|r| r.id),
             emitted: Vec::new(),
+            memory_bytes: finished.memory_bytes,
             output: output::kept(&finished.answer),
             disposition: Disposition::Done,
             host_calls: finished.host_calls,
@@ -195,6 +196,7 @@ impl Line {
             replay_of: None,
             replay_id: None,
             emitted: Vec::new(),
+            memory_bytes: None,
             output: None,
             disposition: Disposition::Dead,
             host_calls: Vec::new(),
@@ -369,6 +371,7 @@ fn denied(error: String) -> Finished {
         logs: Vec::new(),
         logs_dropped: 0,
         left_behind: false,
+        memory_bytes: None,
         init: Duration::ZERO,
         duration: Duration::ZERO,
     }

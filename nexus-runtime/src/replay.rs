@@ -491,6 +491,7 @@ mod tests {
             replay_of: None,
             replay_id: None,
             emitted: (0..emitted).map(|i| i.to_string()).collect(),
+            memory_bytes: None,
             output: output.map(|text| Output {
                 http_status: None,
                 content_type: None,

@@ -1,6 +1,5 @@
 //! The whole program in one place: what is made, in which order, and how it ends.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use nexus_core::clock::SystemClock;
-use nexus_core::kernel::SyscallStats;
+use nexus_core::kernel::Syscalls;
 use nexus_engine::{Engine, EngineConfig};
 use nexus_log::embedded::{self, Embedded, EmbeddedConfig};
 use tokio::net::TcpListener;
@@ -147,7 +146,7 @@ impl RuntimeView for Looked {
         (self.dispatcher.depth(), self.dispatcher.parked() as u64)
     }
 
-    fn runtime_syscalls(&self) -> BTreeMap<Cow<'static, str>, SyscallStats> {
+    fn runtime_syscalls(&self) -> BTreeMap<&'static str, Syscalls> {
         self.kernel.runtime_totals()
     }
 

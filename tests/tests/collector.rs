@@ -283,10 +283,10 @@ async fn strangers_on_the_socket_are_refused() {
         (b"\"calls\"".to_vec(), "must be `load`"),
         (b"{\"load\": {}}".to_vec(), "no message of ours"),
         (load(99, 4, 1), "install both from the same release"),
-        (load(1, 99, 1), "of version 9.9.9"),
-        (load(1, nexus_abi(), 0), "threads_max is 0"),
-        (load(1, nexus_abi(), 257), "--threads-max"),
-        (load(1, nexus_abi(), u32::MAX), "--threads-max"),
+        (load(2, 99, 1), "of version 9.9.9"),
+        (load(2, nexus_abi(), 0), "threads_max is 0"),
+        (load(2, nexus_abi(), 257), "--threads-max"),
+        (load(2, nexus_abi(), u32::MAX), "--threads-max"),
     ] {
         let why = says(&message);
         assert!(why.contains(expected), "{why} to {:?}", String::from_utf8_lossy(&message[..message.len().min(80)]));
@@ -300,7 +300,7 @@ async fn strangers_on_the_socket_are_refused() {
         let (len, _) = recv(&socket, &mut answer[..], RecvFlags::empty()).expect("an answer");
         serde_json::from_slice(&answer[..len]).unwrap_or_else(|_| panic!("{:?}", &answer[..len]))
     };
-    let loaded = ask(&String::from_utf8(load(1, nexus_abi(), 4)).expect("text"));
+    let loaded = ask(&String::from_utf8(load(2, nexus_abi(), 4)).expect("text"));
     assert!(loaded["loaded"].is_object(), "{loaded}");
     let refused = |answer: Value| answer["refused"]["why"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
     // A thread of another process: the collector's own.
@@ -311,8 +311,8 @@ async fn strangers_on_the_socket_are_refused() {
     assert_eq!(ask(&json!({"register": {"slot": 3, "tid": own}}).to_string()), "done");
     assert!(refused(ask(&json!({"register": {"slot": 3, "tid": own}}).to_string())).contains("already"));
     assert!(refused(ask("\"samples\"")).contains("no profile"));
-    assert!(refused(ask("{\"profile\": {\"hz\": 100000}}")).contains("hz"));
-    assert!(refused(ask(&String::from_utf8(load(1, nexus_abi(), 4)).expect("text"))).contains("already"));
+    assert!(refused(ask("{\"profile\": {\"clock\": {\"hz\": 100000}}}")).contains("hz"));
+    assert!(refused(ask(&String::from_utf8(load(2, nexus_abi(), 4)).expect("text"))).contains("already"));
     assert_eq!(ask("{\"unregister\": {\"slot\": 3}}"), "done");
     assert_eq!(ask("{\"unregister\": {\"slot\": 3}}"), "done", "nothing to be done");
     // And it still serves who is one of ours.

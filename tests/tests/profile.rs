@@ -20,6 +20,63 @@ fn stacks(folded: &str) -> Vec<(Vec<&str>, u64)> {
         .collect()
 }
 
+fn unpacked(gzip: &[u8]) -> Vec<u8> {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    std::io::Write::write_all(&mut file, gzip).expect("room");
+    let whole = Command::new("gzip").arg("-dc").stdin(file.reopen().expect("a file")).output().expect("gzip");
+    assert!(whole.status.success(), "{whole:?}");
+    whole.stdout
+}
+
+/// As much of pprof's format as tells in which lines a function is.
+mod pprof {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Profile {
+        #[prost(message, repeated, tag = "4")]
+        pub location: Vec<Location>,
+        #[prost(message, repeated, tag = "5")]
+        pub function: Vec<Function>,
+        #[prost(string, repeated, tag = "6")]
+        pub string_table: Vec<String>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Location {
+        #[prost(message, repeated, tag = "4")]
+        pub line: Vec<Line>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Line {
+        #[prost(uint64, tag = "1")]
+        pub function_id: u64,
+        #[prost(int64, tag = "2")]
+        pub line: i64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Function {
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+        #[prost(int64, tag = "2")]
+        pub name: i64,
+        #[prost(int64, tag = "4")]
+        pub filename: i64,
+    }
+}
+
+/// The files and lines in which a profile saw a function.
+fn lines_of(gzip: &[u8], function: &str) -> Vec<(String, u64)> {
+    let profile = <pprof::Profile as prost::Message>::decode(&unpacked(gzip)[..]).expect("a profile");
+    let text = |at: i64| &profile.string_table[usize::try_from(at).expect("a place")];
+    let file = |id: u64| {
+        let found = profile.function.iter().find(|f| f.id == id && text(f.name) == function)?;
+        Some(text(found.filename).clone())
+    };
+    let lines = profile.location.iter().flat_map(|location| &location.line);
+    lines.filter_map(|line| Some((file(line.function_id)?, line.line as u64))).collect()
+}
+
 async fn text(server: &Server, path: &str) -> String {
     let response = server.request(Method::GET, path).send().await.expect("an answer");
     assert_eq!(response.status(), 200, "{path}");
@@ -79,14 +136,10 @@ async fn the_formats_are_what_tools_read() {
         looping(&server, "burner").await
     };
     let (taken, (_, trace)) = tokio::join!(taken, called);
-    let pprof = taken.expect("an answer").bytes().await.expect("a profile");
+    let pprof = unpacked(&taken.expect("an answer").bytes().await.expect("a profile"));
     let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("profile.pb.gz");
-    std::fs::write(&file, &pprof).expect("a file");
-    let whole = Command::new("gzip").arg("-dc").arg(&file).output().expect("gzip");
-    assert!(whole.status.success(), "{whole:?}");
     // The table of texts holds names, units, and the trace that the samples belong to.
-    let has = |text: &str| whole.stdout.windows(text.len()).any(|w| w == text.as_bytes());
+    let has = |text: &str| pprof.windows(text.len()).any(|w| w == text.as_bytes());
     for text in ["probe::endless", "nanoseconds", "trace_id", "burner (WebAssembly)", &trace] {
         assert!(has(text), "no {text:?}");
     }
@@ -125,9 +178,94 @@ async fn what_cannot_be_profiled_says_why() {
         ("hz=1001", "1001"),
         ("seconds=x", "seconds"),
         ("format=pdf", "pdf"),
+        ("kind=heap", "heap"),
+        ("kind=off_cpu&min_us=0", "min_us"),
         ("second=1", "second"),
     ];
     for (query, names) in rows {
         refused(query, get(&format!("/v1/functions/noop/profile?{query}")), 400, names).await;
     }
+}
+
+#[tokio::test]
+async fn where_a_function_is_blocked_is_seen_with_its_time() {
+    if !can_watch_the_kernel() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let fifo = folder.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("a FIFO");
+    let server = Server::builder().arg("--allow-mount").arg(folder.path().to_str().expect("text")).start();
+    server.deploy("files", "probe", json!({"mounts": [{"host": folder.path(), "guest": "/data"}]})).await;
+    let folded = text(&server, "/v1/functions/files/profile?kind=off_cpu&seconds=3&min_us=100000&format=folded");
+    let called = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        // One that waits for less than what is asked for.
+        server.request(Method::GET, "/fn/files/sleep?ms=1").send().await.expect("an answer");
+        let opened = async {
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            drop(std::fs::OpenOptions::new().write(true).open(&fifo).expect("a reader"));
+        };
+        let path = "/fn/files/read?path=%2Fdata%2Ffifo";
+        let (response, ()) = tokio::join!(server.request(Method::GET, path).send(), opened);
+        let id = response.expect("an answer").headers()["nexus-event-id"].to_str().expect("text").to_owned();
+        server.get(&format!("/v1/events/{id}")).await["invocations"][0].clone()
+    };
+    let (folded, invocation) = tokio::join!(folded, called);
+    let blocked = invocation["kernel"]["syscalls"]["openat2"]["off_cpu_ns"].as_u64().expect("a time") / 1000;
+    let stacks = stacks(&folded);
+    let [(frames, microseconds)] = &stacks[..] else { panic!("one wait of 100 ms or longer: {folded}") };
+    assert_eq!(frames.last(), Some(&"openat2 [blocked]"), "{folded}");
+    assert!(frames.iter().any(|frame| frame.contains("probe")), "its own code: {folded}");
+    // That call waited once.
+    assert_eq!(*microseconds, blocked, "{folded}");
+}
+
+#[tokio::test]
+async fn where_a_function_touches_new_memory_is_seen_page_by_page() {
+    if !can_watch_the_kernel() {
+        return;
+    }
+    let server = Server::start();
+    server.deploy("large", "probe", json!({"limits": {"memory_mb": 256}})).await;
+    let taken = server.request(Method::GET, "/v1/functions/large/profile?kind=memory&seconds=2&format=folded").send();
+    let called = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        // In several calls, each of which leaves fewer samples than the ring has room for between two looks at it.
+        for _ in 0..8 {
+            server.request(Method::GET, "/fn/large/alloc?mb=4").send().await.expect("an answer");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let (taken, ()) = tokio::join!(taken, called);
+    let folded = taken.expect("an answer").text().await.expect("text");
+    let stacks = stacks(&folded);
+    let own: u64 = stacks.iter().filter(|(frames, _)| frames.iter().any(|f| f.contains("alloc"))).map(|(_, n)| n).sum();
+    let pages = (4 << 20) / rustix::param::page_size() as u64;
+    // Of what a place in the pool keeps, nothing is touched anew.
+    assert!(own >= pages, "{own} of {pages} pages or more: {folded}");
+}
+
+#[tokio::test]
+async fn a_function_that_was_built_with_lines_is_seen_in_its_lines() {
+    if !can_watch_the_kernel() {
+        return;
+    }
+    let server = Server::start();
+    server.deploy("burner", "probe", json!({"limits": {"timeout_ms": 700}})).await;
+    let taken = server.request(Method::GET, "/v1/functions/burner/profile?seconds=2").send();
+    let called = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        looping(&server, "burner").await
+    };
+    let (taken, _) = tokio::join!(taken, called);
+    let pprof = taken.expect("an answer").bytes().await.expect("a profile");
+    let lines = lines_of(&pprof, "probe::endless");
+    let source = include_str!("../guests/probe/src/lib.rs");
+    let begins = source.lines().position(|line| line.starts_with("fn endless(")).expect("the loop") as u64 + 1;
+    // What the compiler put in, as the look at the clock in each turn, is of no line.
+    let known: Vec<_> = lines.iter().filter(|(_, line)| *line != 0).collect();
+    let own = known.iter().all(|(file, line)| file.ends_with("src/lib.rs") && (begins..begins + 5).contains(line));
+    assert!(own && !known.is_empty(), "{lines:?}, the function begins in line {begins}");
 }

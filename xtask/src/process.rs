@@ -59,6 +59,18 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its processor time up to now, in microseconds: `/proc/PID/stat`, to a hundredth of a second.
+    pub fn cpu_us(&self) -> Result<f64> {
+        // Ticks of user space are a hundredth of a second on every Linux.
+        const TICK_US: f64 = 10_000.0;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name, in parentheses, may hold anything.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks = |at: usize| fields.split_whitespace().nth(at).and_then(|n| n.parse::<f64>().ok());
+        let (user, system) = ticks(11).zip(ticks(12)).context("processor time of the server")?;
+        Ok((user + system) * TICK_US)
+    }
+
     /// Starts a program and waits for the line that `ready` recognises; returns what it made of it.
     pub fn start<T>(command: &mut Command, ready: impl Fn(&str) -> Option<T>) -> Result<(Self, T)> {
         let what = shown(command);

@@ -1,6 +1,6 @@
-//! What every part of Nexus speaks of: ids, events, records, outcomes, trace context, filters.
+//! What every part of Nexus speaks of: ids, events, records, outcomes, trace context, filters; and how they start threads.
 //!
-//! No tokio and no I/O: everything here is data, or a pure function of data.
+//! No tokio and no I/O: nearly everything here is data, or a pure function of data.
 
 pub mod clock;
 pub mod event;
@@ -11,4 +11,5 @@ pub mod kernel;
 pub mod mark;
 pub mod outcome;
 pub mod record;
+pub mod threads;
 pub mod trace;

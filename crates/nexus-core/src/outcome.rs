@@ -230,6 +230,9 @@ pub struct Outcome {
     pub replay_id: Option<ReplayId>,
     /// The ids of the events that it emitted.
     pub emitted: Vec<String>,
+    /// Bytes of its linear memory at its end, when it is largest. Absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// What it gave back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Output>,

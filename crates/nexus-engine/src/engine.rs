@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nexus_core::threads;
 use tokio::sync::Semaphore;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
 
@@ -103,17 +104,17 @@ impl Engine {
         let compute = ProfileEngine::new(Profile::Compute, (config.instances_max / 4).max(1))?;
         crate::cache::prepare(&config.cache_dir)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let ticker = std::thread::Builder::new()
-            .name("nexus-epoch".into())
-            .spawn({
-                let (stop, engines) = (stop.clone(), [short.wasmtime.clone(), compute.wasmtime.clone()]);
-                move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        std::thread::park_timeout(TICK);
-                        engines.iter().for_each(wasmtime::Engine::increment_epoch);
-                    }
+        let ticking = {
+            let (stop, engines) = (stop.clone(), [short.wasmtime.clone(), compute.wasmtime.clone()]);
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::park_timeout(TICK);
+                    engines.iter().for_each(wasmtime::Engine::increment_epoch);
+                    threads::checkpoint();
                 }
-            })
+            }
+        };
+        let ticker = threads::spawn(threads::EPOCH, ticking)
             .map_err(|e| EngineError::Start(format!("no thread for the ticker: {e}")))?;
         let blocking = Arc::new(Semaphore::new(BLOCKING_MAX));
         Ok(Arc::new(Self { config, short, compute, blocking, stop, ticker: Some(ticker) }))

@@ -22,7 +22,7 @@ use crate::egress::{Calls, Hooks};
 use crate::emit;
 use crate::engine::ProfileEngine;
 use crate::host::{self, Host, Preview1Host};
-use crate::limiter::Limiter;
+use crate::limiter::{Limiter, Memory};
 use crate::streams::{Lines, OnLine, Sink};
 use crate::worlds::{Loaded, World};
 
@@ -120,6 +120,8 @@ pub struct Finished {
     /// Whether something that cannot be ended still works for it: a thread that blocks in a file or in a name's
     /// resolution. What that does from now on is in nobody's account.
     pub left_behind: bool,
+    /// Bytes of its linear memories at its end, when they are largest. `None` where that is not known.
+    pub memory_bytes: Option<u64>,
     /// The time to make the instance.
     pub init: Duration,
     /// From its start to its end.
@@ -141,7 +143,12 @@ enum Failure {
 #[error("the invocation's time is up")]
 struct TimeUp;
 
-type Ran = (Result<(Answer, Vec<Draft>), Failure>, bool, Duration);
+struct Ran {
+    result: Result<(Answer, Vec<Draft>), Failure>,
+    /// `None`: not known.
+    memory: Option<Memory>,
+    init: Duration,
+}
 
 impl Loaded {
     /// Runs the function once. Never fails itself: whatever the guest does is in [`Finished`].
@@ -185,7 +192,7 @@ impl Loaded {
         let ran = ran.unwrap_or_else(time_up);
         let (logs, logs_dropped) = lines.lock().take();
         let duration = started.elapsed();
-        let (result, refused, init) = ran;
+        let Ran { result, memory, init } = ran;
         let mut finished = Finished {
             status: InvocationStatus::Ok,
             error: None,
@@ -197,12 +204,15 @@ impl Loaded {
             logs,
             logs_dropped,
             left_behind,
+            memory_bytes: memory.map(|memory| memory.bytes as u64),
             init,
             duration,
         };
         match result {
             Ok((answer, emitted)) => (finished.answer, finished.emitted) = (answer, emitted),
-            Err(failure) => fail(&mut finished, failure, refused, timeout, bounds.output_bytes_max),
+            Err(failure) => {
+                fail(&mut finished, failure, memory.is_some_and(|m| m.refused), timeout, bounds.output_bytes_max)
+            }
         }
         finished
     }
@@ -246,7 +256,7 @@ fn reason(error: &wasmtime::Error) -> String {
 }
 
 fn time_up() -> Ran {
-    (Err(Failure::Stopped(TimeUp.into())), false, Duration::ZERO)
+    Ran { result: Err(Failure::Stopped(TimeUp.into())), memory: None, init: Duration::ZERO }
 }
 
 /// A function with mounts reads and writes files with calls that block. They run on a thread that may, and as the
@@ -295,12 +305,12 @@ impl Guest {
     async fn run(self) -> Ran {
         let began = Instant::now();
         let mut init = Duration::ZERO;
-        let mut refused = false;
+        let mut memory = None;
         let result = match &self.loaded.world {
             World::Http(pre) => match self.component_store(None, None) {
                 Ok(mut store) => {
                     let result = self.run_http(pre, &mut store, began, &mut init).await;
-                    refused = store.data().limiter.refused();
+                    memory = Some(store.data().limiter.memory());
                     result
                 }
                 Err(failure) => Err(failure),
@@ -308,7 +318,7 @@ impl Guest {
             World::Nexus { pre, handle } => match self.component_store(None, None) {
                 Ok(mut store) => {
                     let result = self.run_nexus(pre, handle, &mut store, began, &mut init).await;
-                    refused = store.data().limiter.refused();
+                    memory = Some(store.data().limiter.memory());
                     result
                 }
                 Err(failure) => Err(failure),
@@ -318,15 +328,15 @@ impl Guest {
                 match self.component_store(Some(self.stdin()), Some(stdout.clone())) {
                     Ok(mut store) => {
                         let result = self.run_cli(pre, &mut store, stdout, began, &mut init).await;
-                        refused = store.data().limiter.refused();
+                        memory = Some(store.data().limiter.memory());
                         result
                     }
                     Err(failure) => Err(failure),
                 }
             }
-            World::Preview1(pre) => self.run_preview1(pre, began, &mut init, &mut refused).await,
+            World::Preview1(pre) => self.run_preview1(pre, began, &mut init, &mut memory).await,
         };
-        (result, refused, init)
+        Ran { result, memory, init }
     }
 
     fn event_json(&self) -> Vec<u8> {
@@ -471,7 +481,7 @@ impl Guest {
         pre: &wasmtime::InstancePre<Preview1Host>,
         began: Instant,
         init: &mut Duration,
-        refused: &mut bool,
+        memory: &mut Option<Memory>,
     ) -> Result<(Answer, Vec<Draft>), Failure> {
         let stdout = Sink::result(self.loaded.engine.config.output_bytes_max);
         let stderr = Sink::lines(LogStream::Stderr, self.lines.clone());
@@ -489,7 +499,7 @@ impl Guest {
             Ok(()) => Ok(0),
             Err(error) => exit_code(error),
         };
-        *refused = store.data().limiter.refused();
+        *memory = Some(store.data().limiter.memory());
         exited(ended, &stdout)
     }
 }

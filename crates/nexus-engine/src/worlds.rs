@@ -111,6 +111,30 @@ impl Loaded {
         }
     }
 
+    /// From which offset of the component's (or module's) bytes the code is that begins at an address, by address; `None`: from
+    /// none.
+    pub fn offsets(&self) -> Vec<(u64, Option<u32>)> {
+        let of = |text: &[u8], map: &mut dyn Iterator<Item = (usize, Option<u32>)>| {
+            let base = text.as_ptr() as u64;
+            let mut offsets: Vec<_> = map.map(|(at, from)| (base + at as u64, from)).collect();
+            offsets.sort_by_key(|(at, _)| *at);
+            offsets
+        };
+        let component = |c: &Component| match c.address_map() {
+            Some(mut map) => of(c.text(), &mut map),
+            None => Vec::new(),
+        };
+        match &self.world {
+            World::Http(pre) => component(pre.instance_pre().component()),
+            World::Cli(pre) => component(pre.instance_pre().component()),
+            World::Nexus { pre, .. } => component(pre.component()),
+            World::Preview1(pre) => match pre.module().address_map() {
+                Some(mut map) => of(pre.module().text(), &mut map),
+                None => Vec::new(),
+            },
+        }
+    }
+
     pub(crate) fn profile_engine(&self) -> &ProfileEngine {
         self.engine.profile(self.profile)
     }

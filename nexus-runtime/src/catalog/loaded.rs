@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use nexus_core::ids::Digest;
 use nexus_engine::{Engine, EngineError, Loaded, Profile, Rejected};
 use nexus_log::Artifacts;
@@ -58,16 +59,18 @@ impl LoadedFunctions {
         if let Some(loaded) = self.engine.load(digest, profile)? {
             return Ok(loaded);
         }
-        let bytes = self
-            .artifacts
-            .get(digest)
-            .await
-            .map_err(|e| Rejected::Invalid(format!("artifact {digest}: {e}")))?
-            .ok_or_else(|| Rejected::Invalid(format!("artifact {digest} is gone")))?;
+        let bytes = self.artifact(digest).await?;
         let engine = self.engine.clone();
         tokio::task::spawn_blocking(move || engine.compile(&bytes, digest, profile))
             .await
             .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+    }
+
+    /// The bytes that a function is compiled from.
+    pub async fn artifact(&self, digest: Digest) -> Result<Bytes, EngineError> {
+        let got = self.artifacts.get(digest).await;
+        let found = got.map_err(|e| Rejected::Invalid(format!("artifact {digest}: {e}")))?;
+        Ok(found.ok_or_else(|| Rejected::Invalid(format!("artifact {digest} is gone")))?)
     }
 
     /// Forgets that a function is loaded, so that its next start is a cold one.

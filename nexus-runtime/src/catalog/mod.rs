@@ -6,9 +6,10 @@ mod loaded;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use nexus_core::event::Event;
 use nexus_core::function::{Function, FunctionConfig, FunctionVersion};
-use nexus_core::ids::{FunctionName, FunctionRef};
+use nexus_core::ids::{Digest, FunctionName, FunctionRef};
 use nexus_engine::{Engine, Profile};
 use nexus_log::{Revision, Storage, StorageError};
 use parking_lot::RwLock;
@@ -144,6 +145,11 @@ impl Catalog {
     /// Makes a version ready to run: from memory, from the artifact cache, or compiled anew.
     pub async fn ready(&self, entry: &Entry, version: &FunctionVersion) -> Result<Ready, nexus_engine::EngineError> {
         self.loaded.get(version.digest, entry.profile()).await
+    }
+
+    /// The bytes that a version was deployed as.
+    pub async fn artifact(&self, digest: Digest) -> Result<Bytes, nexus_engine::EngineError> {
+        self.loaded.artifact(digest).await
     }
 }
 

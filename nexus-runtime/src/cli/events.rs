@@ -202,6 +202,9 @@ fn show(event: &Value) {
             style::duration(i["duration_ns"].as_u64().unwrap_or(0)),
         );
         say!("  invocation {}  started {}", text(&i["invocation_id"]), text(&i["started_at"]));
+        if let Some(bytes) = i["memory_bytes"].as_u64() {
+            say!("  memory     {} KiB", bytes >> 10);
+        }
         if !i["error"].is_null() {
             say!("  error      {}", text(&i["error"]));
         }

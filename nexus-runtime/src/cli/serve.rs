@@ -134,10 +134,10 @@ pub fn serve<F: Future<Output = ()> + Send + 'static>(
     kernel::publish(&kernel);
     kernel::publish_process_context();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.enable_all().thread_name("nexus-worker").on_thread_start(kernel::register_thread);
+    runtime.enable_all().thread_name("nexus-worker").on_thread_start(kernel::register_task_thread);
     if kernel.has_collector() {
         // Another one may have come since the thread registered.
-        runtime.on_thread_unpark(kernel::register_thread);
+        runtime.on_thread_unpark(kernel::register_task_thread);
     }
     let runtime = runtime.build()?;
     runtime.block_on(async {

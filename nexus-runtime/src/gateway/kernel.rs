@@ -1,11 +1,13 @@
 //! `/v1/kernel`: how much is watched, and what that costs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use nexus_core::kernel::Syscalls;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -28,9 +30,11 @@ pub async fn get(State(gateway): State<Shared>) -> Response {
         .flatten()
         .map(|(name, found)| json!({"name": name, "ok": found.is_ok(), "reason": found.err()}))
         .collect();
+    let part = |syscalls: &Syscalls| syscalls.values().map(|stats| stats.count).sum::<u64>();
+    let parts: BTreeMap<_, u64> = kernel.runtime_totals().iter().map(|(name, calls)| (*name, part(calls))).collect();
     let ledger = kernel.ledger().map(|l| {
         json!({
-            "process": l.process, "invocations": l.accounts, "runtime": l.runtime, "other": l.other,
+            "process": l.process, "invocations": l.accounts, "runtime": l.runtime, "parts": parts, "other": l.other,
             "unattributed": l.unattributed
         })
     });

@@ -122,6 +122,8 @@ pub struct InvocationView {
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Output>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     host_calls: Vec<HostCall>,
@@ -161,6 +163,7 @@ impl From<Outcome> for InvocationView {
             replay_id: o.replay_id,
             emitted: o.emitted,
             output: o.output,
+            memory_bytes: o.memory_bytes,
             retry_at,
             host_calls: o.host_calls,
             host_calls_dropped: o.host_calls_dropped,

@@ -1,16 +1,20 @@
-//! Profiles: where a function's time on the CPU goes, in its own code, the host's and the kernel's.
+//! Profiles: where a function is on a CPU, where it is blocked, or where it touches new memory, in its own code, the host's and
+//! the kernel's.
 //!
-//! The probes leave the stacks of whoever works for an invocation when its CPU's clock strikes. Here the samples of one
-//! function are gathered, given names, and written as a pprof profile, as folded stacks, or as a flame graph.
+//! The probes leave the stacks of whoever works for an invocation when its CPU's clock strikes, and so on. Here the samples of
+//! one function are gathered, given names, and written as a pprof profile, as folded stacks, or as a flame graph.
 
+mod lines;
 mod pprof;
 mod symbols;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use nexus_collector::Owner;
+use bytes::Bytes;
+use nexus_collector::{Owner, Sampled};
 use nexus_core::ids::{FunctionName, Version};
 use nexus_core::kernel::KernelMode;
 use nexus_core::trace::{SpanId, TraceContext, TraceId};
@@ -19,10 +23,13 @@ use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::kernel::Kernel;
-use symbols::{Frame, Part, Symbols};
+use symbols::{Frame, GuestCode, Part, Symbols};
 
-/// How often the probes' samples are fetched: well before their ring is full.
+/// How often the probes' samples are fetched: well before their ring is full, by clocks that strike a thousand times a second.
 const FETCH_PERIOD: Duration = Duration::from_millis(50);
+
+/// The same of kinds that come in bursts. What comes faster is counted as dropped.
+const BURST_FETCH_PERIOD: Duration = Duration::from_millis(2);
 
 /// The source file of the frame in which an invocation's work begins: the mark of its poll, which is inlined.
 const POLL: &str = "collector/src/account.rs";
@@ -62,10 +69,18 @@ pub struct Profile {
     function: FunctionName,
     began: SystemTime,
     duration: Duration,
-    hz: u32,
+    sampled: Sampled,
     symbols: Symbols,
-    stacks: HashMap<Stack, u64>,
+    stacks: HashMap<Stack, Weight>,
     dropped: u64,
+}
+
+/// How much one stack weighs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weight {
+    samples: u64,
+    /// Time blocked.
+    off_cpu_ns: u64,
 }
 
 /// What a profile is taken of.
@@ -74,8 +89,8 @@ pub struct Wanted {
     pub function: FunctionName,
     /// Its versions.
     pub versions: Vec<Version>,
-    /// Samples a second on each CPU.
-    pub hz: u32,
+    /// What leaves a sample.
+    pub sampled: Sampled,
     /// For how long.
     pub duration: Duration,
     /// Whether samples are told apart by their traces.
@@ -88,36 +103,58 @@ struct Stack {
     version: Version,
     trace_id: [u8; 16],
     span_id: [u8; 8],
+    blocked_in: Option<Cow<'static, str>>,
     kernel: Vec<u64>,
     user: Vec<u64>,
 }
 
 /// Takes a profile. Blocks: to be called where that is allowed. Its guest code has no names yet: see [`Profile::name`].
 pub fn take(kernel: &Kernel, wanted: &Wanted, stop: &CancellationToken) -> Result<Profile, ProfileError> {
-    let Wanted { function, versions, hz, duration, traces } = wanted;
+    let Wanted { function, versions, sampled, duration, traces } = wanted;
     let (mode, reason) = kernel.mode();
-    let (Some(probes), false) = (kernel.probes(), mode == KernelMode::Off) else {
+    // Blocking and page faults are what is left out first.
+    let enough = match mode {
+        KernelMode::Full => true,
+        KernelMode::Counts => matches!(sampled, Sampled::Clock { .. }),
+        KernelMode::Off => false,
+    };
+    let (Some(probes), true) = (kernel.probes(), enough) else {
         return Err(ProfileError::Off(reason.unwrap_or_default().into_owned()));
     };
-    if let [_, _, _, (_, Err(reason))] = probes.families() {
-        return Err(ProfileError::Off(reason.into_owned()));
+    let needed = match sampled {
+        Sampled::Clock { .. } => "profiles",
+        Sampled::Blocked { .. } => "scheduling",
+        Sampled::PageFaults => "page faults",
+    };
+    for (family, state) in probes.families() {
+        if let (true, Err(reason)) = (family == needed, state) {
+            return Err(ProfileError::Off(reason.into_owned()));
+        }
     }
     let tags: HashMap<u64, Version> = versions.iter().map(|v| (tag(function, *v), *v)).collect();
     let (began, started) = (SystemTime::now(), Instant::now());
-    let mut stacks: HashMap<Stack, u64> = HashMap::new();
+    let mut stacks: HashMap<Stack, Weight> = HashMap::new();
     let mut dropped = 0;
-    let mut taken = probes.profile(*hz)?.ok_or(ProfileError::Busy)?;
+    let mut taken = probes.profile(*sampled)?.ok_or(ProfileError::Busy)?;
+    let full = || probes.failures().map(|failures| failures.get("samples_full").copied().unwrap_or(0));
+    let full_before = full()?;
+    let period = if matches!(sampled, Sampled::Clock { .. }) { FETCH_PERIOD } else { BURST_FETCH_PERIOD };
     while started.elapsed() < *duration && !stop.is_cancelled() {
-        std::thread::sleep(FETCH_PERIOD.min(duration.saturating_sub(started.elapsed())));
+        std::thread::sleep(period.min(duration.saturating_sub(started.elapsed())));
         taken.drain(|sample| {
             let Some(version) = tags.get(&sample.owner.tag) else { return };
             let mut stack = Stack {
                 version: *version,
                 trace_id: sample.owner.trace_id,
                 span_id: sample.owner.span_id,
+                blocked_in: None,
                 kernel: sample.kernel.to_vec(),
                 user: sample.user.to_vec(),
             };
+            let mut off_cpu_ns = 0;
+            if let Some((call, ns)) = sample.blocked {
+                (stack.blocked_in, off_cpu_ns) = (Some(call), ns);
+            }
             // Every short invocation is a trace of its own: when there are too many, where it was counts more than whose.
             if !traces || stacks.len() >= STACKS_MAX {
                 (stack.trace_id, stack.span_id) = Default::default();
@@ -125,19 +162,23 @@ pub fn take(kernel: &Kernel, wanted: &Wanted, stop: &CancellationToken) -> Resul
             if stacks.len() >= 2 * STACKS_MAX && !stacks.contains_key(&stack) {
                 dropped += 1;
             } else {
-                *stacks.entry(stack).or_default() += 1;
+                let weight = stacks.entry(stack).or_default();
+                weight.samples += 1;
+                weight.off_cpu_ns += off_cpu_ns;
             }
         })?;
     }
     drop(taken);
-    let (function, symbols) = (function.clone(), Symbols::new(Vec::new()));
-    Ok(Profile { function, began, duration: started.elapsed(), hz: *hz, symbols, stacks, dropped })
+    // Of all functions: whose they were is not known.
+    dropped += full()?.saturating_sub(full_before);
+    let (function, symbols) = (function.clone(), Symbols::new());
+    Ok(Profile { function, began, duration: started.elapsed(), sampled: *sampled, symbols, stacks, dropped })
 }
 
 impl Profile {
     /// How many samples it has.
     pub fn samples(&self) -> u64 {
-        self.stacks.values().sum()
+        self.stacks.values().map(|weight| weight.samples).sum()
     }
 
     /// The versions that samples were seen of.
@@ -148,9 +189,17 @@ impl Profile {
         versions
     }
 
-    /// Gives the guest's code its names: that of the versions that were seen, as they are loaded.
-    pub fn name(&mut self, loaded: &[Arc<Loaded>]) {
-        self.symbols = Symbols::new(loaded.iter().flat_map(|loaded| loaded.code()).collect());
+    /// Gives the guest's code its names: that of the versions that were seen, as they are loaded, with the bytes that each was
+    /// compiled from, which may have its lines.
+    pub fn name(&mut self, loaded: &[(Arc<Loaded>, Bytes)]) {
+        for (loaded, bytes) in loaded {
+            let code = GuestCode::new(loaded, bytes);
+            for address in self.stacks.keys().flat_map(user_addresses) {
+                if let Some(frames) = code.frames(address) {
+                    self.symbols.set(address, frames);
+                }
+            }
+        }
     }
 
     /// As pprof's protobuf, compressed, which `go tool pprof` and Pyroscope read. Samples carry the trace.
@@ -158,11 +207,22 @@ impl Profile {
         pprof::encode(&mut self)
     }
 
-    /// As folded stacks: a line for each, outermost frame first, and how often it was seen.
+    /// What the numbers of folded stacks and of the flame graph count.
+    fn unit(&self) -> &'static str {
+        match self.sampled {
+            Sampled::Clock { .. } => "samples",
+            Sampled::Blocked { .. } => "microseconds",
+            Sampled::PageFaults => "page faults",
+        }
+    }
+
+    /// As folded stacks: a line for each, outermost frame first, and how often it was seen; of [`Sampled::Blocked`] the
+    /// microseconds.
     pub fn folded(&mut self) -> String {
         let mut lines: HashMap<String, u64> = HashMap::new();
-        let stacks: Vec<(Stack, u64)> = self.stacks.iter().map(|(stack, count)| (stack.clone(), *count)).collect();
-        for (stack, count) in stacks {
+        let stacks: Vec<(Stack, Weight)> = self.stacks.iter().map(|(stack, weight)| (stack.clone(), *weight)).collect();
+        for (stack, weight) in stacks {
+            let count = if stack.blocked_in.is_some() { weight.off_cpu_ns / 1000 } else { weight.samples };
             let frames = self.frames(&stack);
             // Semicolons part the frames.
             let names =
@@ -182,7 +242,7 @@ impl Profile {
         let dropped = if self.dropped > 0 { format!(", {} more found no room", self.dropped) } else { String::new() };
         let seconds = self.duration.as_secs_f64();
         options.title = format!("{}: {} samples in {seconds:.1} s{dropped}", self.function, self.samples());
-        options.count_name = "samples".into();
+        options.count_name = self.unit().into();
         let mut svg = Vec::new();
         inferno::flamegraph::from_lines(&mut options, folded.lines(), &mut svg)
             .map_err(|e| ProfileError::Draw(e.to_string()))?;
@@ -191,12 +251,14 @@ impl Profile {
 
     /// The frames of a stack with their addresses, innermost first; several of one address where code was inlined.
     fn frames(&mut self, stack: &Stack) -> Vec<(u64, Vec<Frame>)> {
-        let mut frames: Vec<_> = stack.kernel.iter().map(|address| (*address, self.symbols.kernel(*address))).collect();
-        for (depth, address) in stack.user.iter().enumerate() {
-            // All but the innermost are where a call returns to, which may be the next function's already.
-            let at = if depth == 0 { *address } else { address.saturating_sub(1) };
-            frames.push((at, self.symbols.user(at)));
-        }
+        let blocked = stack.blocked_in.iter().map(|call| {
+            let name = format!("{call} [blocked]");
+            // No code lies there: it stands for the call.
+            (0, vec![Frame { name, file: None, line: 0, part: Part::Kernel }])
+        });
+        let kernel = stack.kernel.iter().map(|address| (*address, self.symbols.kernel(*address)));
+        let mut frames: Vec<_> = blocked.chain(kernel).collect();
+        frames.extend(user_addresses(stack).map(|at| (at, self.symbols.user(at))));
         let guest = |(_, frames): &(u64, Vec<Frame>)| frames.iter().any(|f| f.part == Part::Guest);
         let poll =
             |(_, frames): &(u64, Vec<Frame>)| frames.iter().any(|f| f.file.as_ref().is_some_and(|f| f.ends_with(POLL)));
@@ -205,6 +267,12 @@ impl Profile {
         frames.truncate(outermost.unwrap_or(frames.len()));
         frames
     }
+}
+
+/// Where the program was, and where what called it was.
+fn user_addresses(stack: &Stack) -> impl Iterator<Item = u64> {
+    // All but the innermost are where a call returns to, which may be the next function's already.
+    stack.user.iter().enumerate().map(|(depth, at)| if depth == 0 { *at } else { at.saturating_sub(1) })
 }
 
 impl Stack {

@@ -1,15 +1,18 @@
 //! The format of pprof (github.com/google/pprof, proto/profile.proto), as far as it is needed here.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::time::UNIX_EPOCH;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use nexus_collector::Sampled;
 use prost::Message;
+use rustix::param::page_size;
 
-use super::Stack;
 use super::symbols::{Frame, Part};
+use super::{Stack, Weight};
 
 #[derive(Clone, PartialEq, Message)]
 struct Profile {
@@ -133,9 +136,14 @@ impl Texts {
 pub fn encode(profile: &mut super::Profile) -> std::io::Result<Vec<u8>> {
     let mut texts = Texts { table: vec![String::new()], places: HashMap::from([(String::new(), 0)]) };
     let mut kind = |kind: &str, unit: &str| ValueType { kind: texts.place(kind), unit: texts.place(unit) };
-    let sample_type = vec![kind("samples", "count"), kind("cpu", "nanoseconds")];
-    let period_type = Some(kind("cpu", "nanoseconds"));
-    let period = 1_000_000_000 / i64::from(profile.hz);
+    // How often, and how much.
+    let (names, period) = match profile.sampled {
+        Sampled::Clock { hz } => ([("samples", "count"), ("cpu", "nanoseconds")], 1_000_000_000 / i64::from(hz)),
+        Sampled::Blocked { .. } => ([("waits", "count"), ("off_cpu", "nanoseconds")], 1),
+        Sampled::PageFaults => ([("page_faults", "count"), ("touched", "bytes")], page_size() as i64),
+    };
+    let sample_type = names.map(|(name, unit)| kind(name, unit)).to_vec();
+    let period_type = sample_type.last().cloned();
     let parts = [
         (Part::Guest, format!("{} (WebAssembly)", profile.function)),
         (Part::Host, "nexus".to_owned()),
@@ -155,12 +163,14 @@ pub fn encode(profile: &mut super::Profile) -> std::io::Result<Vec<u8>> {
         .collect();
     let mut wire = Profile { sample_type, mapping, period_type, period, ..Profile::default() };
     let mut functions: HashMap<(String, Option<String>), u64> = HashMap::new();
-    let mut locations: HashMap<u64, u64> = HashMap::new();
-    let stacks: Vec<(Stack, u64)> = profile.stacks.drain().collect();
-    for (stack, count) in stacks {
+    // A blocking call has no address, but a name.
+    let mut locations: HashMap<(u64, Option<Cow<'static, str>>), u64> = HashMap::new();
+    let stacks: Vec<(Stack, Weight)> = profile.stacks.drain().collect();
+    for (stack, weight) in stacks {
         let mut location_id = Vec::new();
         for (address, frames) in profile.frames(&stack) {
-            let known = locations.get(&address).copied();
+            let key = (address, stack.blocked_in.clone().filter(|_| address == 0));
+            let known = locations.get(&key).copied();
             location_id.push(known.unwrap_or_else(|| {
                 let id = wire.location.len() as u64 + 1;
                 let line = |frame: &Frame| {
@@ -176,7 +186,7 @@ pub fn encode(profile: &mut super::Profile) -> std::io::Result<Vec<u8>> {
                 let mapping_id = frames.first().map_or(0, |frame| mapping_id(frame.part));
                 let line = frames.iter().map(line).collect();
                 wire.location.push(Location { id, mapping_id, address, line });
-                locations.insert(address, id);
+                locations.insert(key, id);
                 id
             }));
         }
@@ -185,12 +195,13 @@ pub fn encode(profile: &mut super::Profile) -> std::io::Result<Vec<u8>> {
             label.push(Label { key: texts.place("trace_id"), text: texts.place(&trace.to_string()) });
             label.push(Label { key: texts.place("span_id"), text: texts.place(&span.to_string()) });
         }
-        let count = count as i64;
-        wire.sample.push(Sample { location_id, value: vec![count, count * period], label });
+        let count = weight.samples as i64;
+        let amount = if stack.blocked_in.is_some() { weight.off_cpu_ns as i64 } else { count * period };
+        wire.sample.push(Sample { location_id, value: vec![count, amount], label });
     }
     wire.time_nanos = profile.began.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     wire.duration_nanos = profile.duration.as_nanos() as i64;
-    wire.default_sample_type = texts.place("cpu");
+    wire.default_sample_type = texts.place(names[1].0);
     if profile.dropped > 0 {
         wire.comment.push(texts.place(&format!("{} samples found no room", profile.dropped)));
     }

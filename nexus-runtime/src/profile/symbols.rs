@@ -1,8 +1,10 @@
-//! Names of addresses: a guest's from its name section, the host's from this program, the kernel's from its own table.
+//! Names of addresses: a guest's from its name section, and from its DWARF where it has any; the host's from this program, the kernel's from its own table.
 
 use std::collections::HashMap;
 
-use nexus_engine::Code;
+use nexus_engine::{Code, Loaded};
+
+use super::lines::Lines;
 
 /// The kernel's symbols. Without privilege all its addresses are 0.
 const KALLSYMS: &str = "/proc/kallsyms";
@@ -31,29 +33,67 @@ pub struct Frame {
     pub part: Part,
 }
 
+/// The code of one version of a function.
+#[derive(Default)]
+pub struct GuestCode<'a> {
+    /// Its functions, by address.
+    functions: Vec<Code>,
+    /// From which offset of the component the code is that begins at an address; by address. Empty where that is of no use.
+    offsets: Vec<(u64, Option<u32>)>,
+    lines: Lines<'a>,
+}
+
+impl<'a> GuestCode<'a> {
+    /// As it is loaded, and the bytes that it was compiled from.
+    pub fn new(loaded: &Loaded, bytes: &'a [u8]) -> Self {
+        let lines = Lines::new(bytes);
+        let offsets = if lines.is_empty() { Vec::new() } else { loaded.offsets() };
+        Self { functions: loaded.code(), offsets, lines }
+    }
+
+    /// The frames of an address; `None` if it is not in this code.
+    pub fn frames(&self, address: u64) -> Option<Vec<Frame>> {
+        let at = self.functions.partition_point(|code| code.start <= address).checked_sub(1)?;
+        let code = self.functions.get(at).filter(|code| address < code.end)?;
+        let name = format!("{:#}", rustc_demangle::demangle(&code.name));
+        let at = self.offsets.partition_point(|(start, _)| *start <= address).checked_sub(1);
+        let places = match at.and_then(|at| self.offsets[at].1) {
+            Some(offset) => self.lines.find(u64::from(offset)),
+            None => Vec::new(),
+        };
+        let Some(outermost) = places.len().checked_sub(1) else {
+            return Some(vec![Frame { name, file: None, line: 0, part: Part::Guest }]);
+        };
+        let frame = |(depth, place): (usize, super::lines::Place)| {
+            // The name section knows the function itself; only what is inlined has its name from the DWARF.
+            let name = if depth == outermost { name.clone() } else { place.name.unwrap_or_else(|| name.clone()) };
+            Frame { name, file: Some(place.file), line: place.line, part: Part::Guest }
+        };
+        Some(places.into_iter().enumerate().map(frame).collect())
+    }
+}
+
 /// Everything that has a name. Looking up is cached: the same addresses come again and again.
 pub struct Symbols {
-    guest: Vec<Code>,
-    host: HashMap<u64, Vec<Frame>>,
+    user: HashMap<u64, Vec<Frame>>,
     kernel: Vec<(u64, String)>,
 }
 
 impl Symbols {
-    /// With a guest's code.
-    pub fn new(mut guest: Vec<Code>) -> Self {
-        guest.sort_by_key(|code| code.start);
+    /// Without any guest's.
+    pub fn new() -> Self {
         let kernel = std::fs::read_to_string(KALLSYMS).map(|text| kernel_symbols(&text)).unwrap_or_default();
-        Self { guest, host: HashMap::new(), kernel }
+        Self { user: HashMap::new(), kernel }
+    }
+
+    /// From now on, an address is this.
+    pub fn set(&mut self, address: u64, frames: Vec<Frame>) {
+        self.user.insert(address, frames);
     }
 
     /// What an address of the process is, the innermost of what is inlined there first.
     pub fn user(&mut self, address: u64) -> Vec<Frame> {
-        let at = self.guest.partition_point(|code| code.start <= address);
-        if let Some(code) = at.checked_sub(1).map(|at| &self.guest[at]).filter(|code| address < code.end) {
-            let name = format!("{:#}", rustc_demangle::demangle(&code.name));
-            return vec![Frame { name, file: None, line: 0, part: Part::Guest }];
-        }
-        self.host.entry(address).or_insert_with(|| host_frames(address)).clone()
+        self.user.entry(address).or_insert_with(|| host_frames(address)).clone()
     }
 
     /// What an address of the kernel is.
@@ -146,8 +186,14 @@ mod tests {
     #[test]
     fn addresses_get_the_names_of_what_they_are_in() {
         let code = |start: u64, end: u64, name: &str| Code { start, end, name: name.into() };
-        let mut symbols =
-            Symbols::new(vec![code(200, 210, "b"), code(100, 150, "_ZN5probe7endless17h0123456789abcdefE")]);
+        let functions = vec![code(100, 150, "_ZN5probe7endless17h0123456789abcdefE"), code(200, 210, "b")];
+        let guest = GuestCode { functions, ..GuestCode::default() };
+        let mut symbols = Symbols::new();
+        for address in [99, 100, 149, 150, 199, 209, 210] {
+            if let Some(frames) = guest.frames(address) {
+                symbols.set(address, frames);
+            }
+        }
         symbols.kernel =
             kernel_symbols("0000000000000064 T one\n00000000000000c8 t two\tmodule\n0000000000000001 D data\n");
         let user = |symbols: &mut Symbols, address| symbols.user(address)[0].clone();

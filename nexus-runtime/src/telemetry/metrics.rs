@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nexus_collector::Ledger;
 use nexus_core::ids::FunctionName;
-use nexus_core::kernel::SyscallStats;
+use nexus_core::kernel::Syscalls;
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome};
 use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
@@ -105,8 +105,8 @@ struct OfSyscall {
 pub trait RuntimeView: Send + Sync + 'static {
     /// Events in the log that are not settled, and deliveries that wait to be tried again.
     fn queue(&self) -> (u64, u64);
-    /// What the runtime itself made the kernel do.
-    fn runtime_syscalls(&self) -> BTreeMap<Cow<'static, str>, SyscallStats>;
+    /// What the runtime itself made the kernel do, by part.
+    fn runtime_syscalls(&self) -> BTreeMap<&'static str, Syscalls>;
     /// Whose the system calls of this process were, where that is known.
     fn ledger(&self) -> Option<Ledger>;
     /// What the probes cost, where it was measured.
@@ -327,11 +327,13 @@ impl Collector for Looked {
         let runtime = self.view.runtime_syscalls();
         let help = "System calls, by who caused them";
         let ledger = self.view.ledger();
-        let runtime = runtime.iter().map(|(syscall, stats)| ("runtime", syscall.clone(), stats.count));
+        let runtime = runtime.iter().flat_map(|(part, syscalls)| {
+            syscalls.iter().map(|(syscall, stats)| ("runtime", *part, syscall.clone(), stats.count))
+        });
         // What kind of calls the others make is not known.
-        let other = ledger.iter().map(|ledger| ("other", "".into(), ledger.other));
-        for (owner, syscall, count) in runtime.chain(other) {
-            let labels: Labels<3> = [("owner", owner.into()), ("function", "".into()), ("syscall", syscall)];
+        let other = ledger.iter().map(|ledger| ("other", "", "".into(), ledger.other));
+        for (owner, part, syscall, count) in runtime.chain(other) {
+            let labels: Labels<3> = [("owner", owner.into()), ("function", part.into()), ("syscall", syscall)];
             let counter = self.functions.get_or_create_owned(&labels);
             // These totals only grow; what was shown before is caught up with.
             counter.inc_by(count.saturating_sub(counter.get()));

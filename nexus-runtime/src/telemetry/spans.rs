@@ -160,6 +160,9 @@ fn invoke_attributes(record: &Record, outcome: &Outcome) -> Vec<KeyValue> {
         KeyValue::new("nexus.status", outcome.status.as_str()),
         KeyValue::new("nexus.init_ns", outcome.init_ns as i64),
     ];
+    if let Some(bytes) = outcome.memory_bytes {
+        attributes.push(KeyValue::new("nexus.memory_bytes", bytes as i64));
+    }
     if let Some(of) = outcome.replay_of {
         attributes.push(KeyValue::new("nexus.replay.of", of.to_string()));
     }

@@ -69,6 +69,11 @@ async fn the_ledger_closes_whatever_becomes_of_invocations() {
         assert!(runtime > 0);
         assert_eq!(unattributed, 0, "round {round}");
     }
+    // What the runtime does is known by its parts: the log's thread wrote all of these outcomes.
+    let parts = server.get("/v1/kernel").await["syscalls"]["parts"].clone();
+    for part in ["tasks", "log", "epoch"] {
+        assert!(parts[part].as_u64().is_some_and(|calls| calls > 100), "{part}: {parts}");
+    }
     // What the page says of invocations is what their accounts say.
     let before = ledger(&server).await;
     let own: u64 = counts(&invoke(&server, "/fn/noop").await).values().map(|(count, _)| count).sum();

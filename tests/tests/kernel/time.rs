@@ -211,8 +211,13 @@ async fn one_that_touches_new_memory_faults_for_each_page() {
         Time::of(invocation);
         invocation["kernel"]["page_faults"]["minor"].as_u64().expect("faults")
     };
-    let few = faults(&invoke(&server, "/fn/large/hello").await);
-    let many = faults(&invoke(&server, "/fn/large/alloc?mb=64").await);
+    let small = invoke(&server, "/fn/large/hello").await;
+    let large = invoke(&server, "/fn/large/alloc?mb=64").await;
+    let (few, many) = (faults(&small), faults(&large));
+    let memory = |invocation: &Value| invocation["memory_bytes"].as_u64().expect("its memory");
+    // It has what it asked for, and what its allocator takes beside that.
+    assert!((64 << 20..80 << 20).contains(&memory(&large)), "{} bytes", memory(&large));
+    assert!((1..8 << 20).contains(&memory(&small)), "{} bytes", memory(&small));
     let pages = (64 << 20) / rustix::param::page_size() as u64;
     // Some pages of the guest's memory stay with its place in the pool, so that they need not be made anew.
     assert!(few * 10 < pages, "{few} faults for nothing");

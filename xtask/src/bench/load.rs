@@ -8,11 +8,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process::{find, output, root};
+use crate::process::{Running, find, output, root};
 
 /// What one measurement gave.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
+    /// Requests.
+    pub requests: f64,
     /// Requests a second.
     pub per_second: f64,
     /// The median latency in microseconds.
@@ -63,9 +65,22 @@ impl Wrk {
         Ok(Self { program, seconds })
     }
 
+    /// How long each measurement takes.
+    pub fn seconds(&self) -> u32 {
+        self.seconds
+    }
+
     /// GET, over and over.
     pub fn get(&self, url: &str) -> Result<Measured> {
         self.run(url, REPORT)
+    }
+
+    /// The same after a time of it, with what the server's processor time was before and after.
+    pub fn get_and_watch(&self, url: &str, server: &Running) -> Result<(Measured, f64)> {
+        self.load(url, REPORT, 1)?;
+        let before = server.cpu_us()?;
+        let measured = self.measure(url, REPORT)?;
+        Ok((measured, (server.cpu_us()? - before) / measured.requests))
     }
 
     /// Events, one or a batch a request.
@@ -84,21 +99,31 @@ impl Wrk {
     }
 
     fn run(&self, url: &str, script: &str) -> Result<Measured> {
+        // Warm: the peer's caches, the processor's, ours.
+        self.load(url, script, 1)?;
+        self.measure(url, script)
+    }
+
+    fn load(&self, url: &str, script: &str, seconds: u32) -> Result<String> {
         let path = root().join("target/bench/wrk.lua");
         std::fs::write(&path, script)?;
-        let load = |seconds: u32| {
-            let mut wrk = Command::new(&self.program);
-            wrk.args(["-t1", &format!("-c{}", super::CONNECTIONS), &format!("-d{seconds}s"), "-s"]).arg(&path).arg(url);
-            output(&mut wrk)
-        };
-        // Warm: the peer's caches, the processor's, ours.
-        load(1)?;
-        let text = load(self.seconds)?;
+        let mut wrk = Command::new(&self.program);
+        wrk.args(["-t1", &format!("-c{}", super::CONNECTIONS), &format!("-d{seconds}s"), "-s"]).arg(&path).arg(url);
+        output(&mut wrk)
+    }
+
+    fn measure(&self, url: &str, script: &str) -> Result<Measured> {
+        let text = self.load(url, script, self.seconds)?;
         let line = text.lines().find_map(|l| l.strip_prefix("RESULT ")).with_context(|| text.clone())?;
         let numbers: Vec<f64> = line.split(' ').filter_map(|n| n.parse().ok()).collect();
         ensure!(numbers.len() == 5 && numbers[0] > 0.0, "wrk measured nothing: {text}");
         ensure!(numbers[4] == 0.0, "{} of {} requests failed: {text}", numbers[4], numbers[0]);
-        Ok(Measured { per_second: numbers[0] / numbers[1] * 1e6, p50_us: numbers[2], p99_us: numbers[3] })
+        Ok(Measured {
+            requests: numbers[0],
+            per_second: numbers[0] / numbers[1] * 1e6,
+            p50_us: numbers[2],
+            p99_us: numbers[3],
+        })
     }
 }
 

@@ -188,6 +188,7 @@ pub fn outcome(seq: Seq, attempt: u32, disposition: Disposition) -> Outcome {
         replay_of: None,
         replay_id: None,
         emitted: Vec::new(),
+        memory_bytes: Some(65_536),
         output: None,
         disposition,
         host_calls: Vec::new(),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use fjall::PersistMode;
 use nexus_core::ids::Seq;
+use nexus_core::threads;
 
 use super::directory::{self, Directory};
 use super::plan::{self, Plan, Published};
@@ -37,9 +38,7 @@ pub(super) fn start(config: EmbeddedConfig) -> Result<(Arc<Shared>, JoinHandle<(
     let core = Core::open(&shared)?;
     let writer =
         Writer { shared: shared.clone(), core: Some(core), old: None, pause: REOPEN_PAUSE_MIN, next_try: None };
-    let thread = std::thread::Builder::new()
-        .name("nexus-log".to_owned())
-        .spawn(move || writer.run())
+    let thread = threads::spawn(threads::LOG, move || writer.run())
         .map_err(|e| StorageError::Failed(format!("starting the log's thread: {e}")))?;
     Ok((shared, thread))
 }
@@ -91,6 +90,7 @@ impl Writer {
     fn run(mut self) {
         let _nobody_waits_for_ever = CloseOnExit(self.shared.clone());
         loop {
+            threads::checkpoint();
             match self.shared.queue.take(IDLE) {
                 Taken::Group(requests) => self.group(requests),
                 Taken::Idle => self.idle(),
