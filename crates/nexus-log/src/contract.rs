@@ -52,6 +52,9 @@ pub enum StorageError {
         /// What is known here.
         known: u32,
     },
+    /// What is there is not what is asked for: a log where a copy should be, or another log.
+    #[error("{0}")]
+    Other(String),
     /// What was read is not what was written.
     #[error("the store is damaged: {0}")]
     Damaged(String),

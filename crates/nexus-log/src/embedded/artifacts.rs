@@ -15,12 +15,12 @@ use crate::contract::{Artifacts, StorageError};
 const ARTIFACT_BYTES_MAX: usize = 512 << 20;
 
 /// The artifacts in a directory.
-pub(super) struct EmbeddedArtifacts {
+pub(crate) struct EmbeddedArtifacts {
     shared: Arc<Shared>,
 }
 
 impl EmbeddedArtifacts {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }
 }

@@ -13,6 +13,8 @@
 //! | `meta`     | `l`, block, kind, hash          | the same, to find what goes with the block      |
 //! | `meta`     | `p`, seq, function              | attempt, time of the next                       |
 //! | `meta`     | `r`, registry key               | revision, value                                 |
+//! | `meta`     | `a`                             | of a copy: the last message taken in            |
+//! | `meta`     | `o`, block                      | of a copy: its first message, counters before   |
 //!
 //! Hashes find candidates; each is checked against the record, so that a collision costs time and nothing else.
 
@@ -23,10 +25,11 @@ use nexus_core::outcome::Outcome;
 use nexus_core::record::{NewRecord, Record};
 use sha2::{Digest as _, Sha256};
 
+use super::state::Counters;
 use crate::contract::{Parked, StorageError};
 
 /// The layout described here; a store with a higher one is of a later release.
-pub(super) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// Places in a block, as a power of two.
 const BLOCK_BITS: u32 = 10;
 
@@ -37,20 +40,20 @@ const OUTCOME_HEAD_BYTES: usize = 17;
 /// What is indexed by block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Type = b't',
     Source = b's',
 }
 
 /// What filters, dedup and retention need of an event, readable without parsing its JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Envelope {
+pub(crate) struct Envelope {
     /// Seconds and nanoseconds of the reception, of one sign: ordered as the time is.
-    pub(super) received: (i64, i32),
-    pub(super) ty: u64,
-    pub(super) id: u64,
-    pub(super) source: u64,
-    pub(super) trace: [u8; 16],
+    pub(crate) received: (i64, i32),
+    pub(crate) ty: u64,
+    pub(crate) id: u64,
+    pub(crate) source: u64,
+    pub(crate) trace: [u8; 16],
 }
 
 impl Envelope {
@@ -65,7 +68,7 @@ impl Envelope {
     }
 
     /// The key that dedup looks up.
-    pub(super) fn id_key(&self) -> [u8; 17] {
+    pub(crate) fn id_key(&self) -> [u8; 17] {
         let mut key = [b'e'; 17];
         key[1..9].copy_from_slice(&self.id.to_be_bytes());
         key[9..].copy_from_slice(&self.source.to_be_bytes());
@@ -73,7 +76,7 @@ impl Envelope {
     }
 
     /// The event's key in the index of traces.
-    pub(super) fn trace_key(&self, seq: Seq) -> [u8; 24] {
+    pub(crate) fn trace_key(&self, seq: Seq) -> [u8; 24] {
         let mut key = [0; 24];
         key[..16].copy_from_slice(&self.trace);
         key[16..].copy_from_slice(&seq.0.to_be_bytes());
@@ -81,7 +84,7 @@ impl Envelope {
     }
 
     /// Reads the envelope alone.
-    pub(super) fn decode(value: &[u8]) -> Result<Self, StorageError> {
+    pub(crate) fn decode(value: &[u8]) -> Result<Self, StorageError> {
         let head = event_head(value)?;
         Ok(Self {
             received: (i64::from_be_bytes(bytes(head, 0)?), i32::from_be_bytes(bytes(head, 8)?)),
@@ -103,19 +106,19 @@ impl Envelope {
 }
 
 /// A time as the envelope has it.
-pub(super) fn instant(at: Timestamp) -> (i64, i32) {
+pub(crate) fn instant(at: Timestamp) -> (i64, i32) {
     (at.as_second(), at.subsec_nanosecond())
 }
 
 /// An event made ready by whoever appends it, so that the one writer has less to do.
-pub(super) struct Prepared {
-    pub(super) entry: NewRecord,
-    pub(super) envelope: Envelope,
-    pub(super) value: Slice,
+pub(crate) struct Prepared {
+    pub(crate) entry: NewRecord,
+    pub(crate) envelope: Envelope,
+    pub(crate) value: Slice,
 }
 
 impl Prepared {
-    pub(super) fn new(entry: NewRecord) -> Result<Self, StorageError> {
+    pub(crate) fn new(entry: NewRecord) -> Result<Self, StorageError> {
         let envelope = Envelope::of(&entry);
         let mut value = Vec::with_capacity(512);
         value.push(VALUE_FORMAT);
@@ -125,8 +128,17 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// From its value, as another process made it.
+    pub(crate) fn from_value(value: &[u8]) -> Result<Self, StorageError> {
+        let envelope = Envelope::decode(value)?;
+        let entry = decode_event(Seq(0), value)?.entry;
+        Ok(Self { entry, envelope, value: value.into() })
+    }
+}
+
 /// An event's value, read back.
-pub(super) fn decode_event(seq: Seq, value: &[u8]) -> Result<Record, StorageError> {
+pub(crate) fn decode_event(seq: Seq, value: &[u8]) -> Result<Record, StorageError> {
     event_head(value)?;
     let entry = serde_json::from_slice(&value[1 + ENVELOPE_BYTES..])
         .map_err(|e| StorageError::Damaged(format!("event {seq}: {e}")))?;
@@ -141,7 +153,7 @@ fn event_head(value: &[u8]) -> Result<&[u8], StorageError> {
 }
 
 /// An outcome's value.
-pub(super) fn encode_outcome(outcome: &Outcome) -> Result<Slice, StorageError> {
+pub(crate) fn encode_outcome(outcome: &Outcome) -> Result<Slice, StorageError> {
     let mut value = Vec::with_capacity(1024);
     value.push(VALUE_FORMAT);
     value.extend_from_slice(outcome.invocation_id.0.as_bytes());
@@ -150,13 +162,13 @@ pub(super) fn encode_outcome(outcome: &Outcome) -> Result<Slice, StorageError> {
 }
 
 /// An outcome's value, read back.
-pub(super) fn decode_outcome(value: &[u8]) -> Result<Outcome, StorageError> {
+pub(crate) fn decode_outcome(value: &[u8]) -> Result<Outcome, StorageError> {
     outcome_invocation(value)?;
     serde_json::from_slice(&value[OUTCOME_HEAD_BYTES..]).map_err(|e| StorageError::Damaged(format!("an outcome: {e}")))
 }
 
 /// The key under which the invocation of an outcome's value is found.
-pub(super) fn outcome_invocation(value: &[u8]) -> Result<[u8; 17], StorageError> {
+pub(crate) fn outcome_invocation(value: &[u8]) -> Result<[u8; 17], StorageError> {
     match value.first() {
         Some(&VALUE_FORMAT) => {
             let mut key: [u8; 17] = bytes(value, 0)?;
@@ -168,19 +180,19 @@ pub(super) fn outcome_invocation(value: &[u8]) -> Result<[u8; 17], StorageError>
 }
 
 /// The key under which an invocation is found.
-pub(super) fn invocation_key(id: InvocationId) -> [u8; 17] {
+pub(crate) fn invocation_key(id: InvocationId) -> [u8; 17] {
     let mut key = [b'i'; 17];
     key[1..].copy_from_slice(id.0.as_bytes());
     key
 }
 
 /// The first 17 bytes of a key of the index of ids, to find events of all sources.
-pub(super) fn id_prefix(id: &str) -> [u8; 9] {
+pub(crate) fn id_prefix(id: &str) -> [u8; 9] {
     tagged(b'e', hash(id))
 }
 
 /// `n` after `seq`: the key of an outcome, and the value of an invocation.
-pub(super) fn pair(seq: Seq, n: u64) -> [u8; 16] {
+pub(crate) fn pair(seq: Seq, n: u64) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&seq.0.to_be_bytes());
     key[8..].copy_from_slice(&n.to_be_bytes());
@@ -188,44 +200,56 @@ pub(super) fn pair(seq: Seq, n: u64) -> [u8; 16] {
 }
 
 /// Both numbers of [`pair`].
-pub(super) fn unpair(key: &[u8]) -> Result<(Seq, u64), StorageError> {
+pub(crate) fn unpair(key: &[u8]) -> Result<(Seq, u64), StorageError> {
     Ok((Seq(u64::from_be_bytes(bytes(key, 0)?)), u64::from_be_bytes(bytes(key, 8)?)))
 }
 
 /// A place as it ends a key or is one.
-pub(super) fn seq_at(key: &[u8], at: usize) -> Result<Seq, StorageError> {
+pub(crate) fn seq_at(key: &[u8], at: usize) -> Result<Seq, StorageError> {
     Ok(Seq(u64::from_be_bytes(bytes(key, at)?)))
 }
 
 /// The places in a value of the index of ids.
-pub(super) fn seqs(value: &[u8]) -> Vec<Seq> {
+pub(crate) fn seqs(value: &[u8]) -> Vec<Seq> {
     value.chunks_exact(8).map(|c| Seq(c.iter().fold(0, |n, b| n << 8 | u64::from(*b)))).collect()
 }
 
 /// A value of the index of ids.
-pub(super) fn encode_seqs(seqs: &[Seq]) -> Vec<u8> {
+pub(crate) fn encode_seqs(seqs: &[Seq]) -> Vec<u8> {
     seqs.iter().flat_map(|s| s.0.to_be_bytes()).collect()
 }
 
 /// The block of a place.
-pub(super) fn block_of(seq: Seq) -> u64 {
+pub(crate) fn block_of(seq: Seq) -> u64 {
     seq.0 >> BLOCK_BITS
 }
 
 /// The first place of a block.
-pub(super) fn block_start(block: u64) -> Seq {
+pub(crate) fn block_start(block: u64) -> Seq {
     Seq(block << BLOCK_BITS)
 }
 
 /// A tag and a number: keys of blocks and prefixes.
-pub(super) fn tagged(tag: u8, n: u64) -> [u8; 9] {
+pub(crate) fn tagged(tag: u8, n: u64) -> [u8; 9] {
     let mut key = [tag; 9];
     key[1..].copy_from_slice(&n.to_be_bytes());
     key
 }
 
+/// Where a block of a copy begins in the log that it is a copy of.
+pub(crate) fn encode_origin(message: u64, before: &Counters) -> Vec<u8> {
+    let mut value = message.to_be_bytes().to_vec();
+    value.extend_from_slice(&before.encode());
+    value
+}
+
+/// The same, read back.
+pub(crate) fn decode_origin(value: &[u8]) -> Result<(u64, Counters), StorageError> {
+    Ok((u64::from_be_bytes(bytes(value, 0)?), Counters::decode(&value[8..])?))
+}
+
 /// Both keys that say that a type or source is in a block: by hash, and by block.
-pub(super) fn block_keys(kind: Kind, hash: u64, block: u64) -> ([u8; 18], [u8; 18]) {
+pub(crate) fn block_keys(kind: Kind, hash: u64, block: u64) -> ([u8; 18], [u8; 18]) {
     let mut by_hash = [b'k'; 18];
     by_hash[1] = kind as u8;
     by_hash[2..10].copy_from_slice(&hash.to_be_bytes());
@@ -238,7 +262,7 @@ pub(super) fn block_keys(kind: Kind, hash: u64, block: u64) -> ([u8; 18], [u8; 1
 }
 
 /// From a key by block, the one by hash.
-pub(super) fn by_hash(by_block: &[u8]) -> Result<[u8; 18], StorageError> {
+pub(crate) fn by_hash(by_block: &[u8]) -> Result<[u8; 18], StorageError> {
     let kind = match by_block.get(9) {
         Some(b't') => Kind::Type,
         Some(b's') => Kind::Source,
@@ -249,7 +273,7 @@ pub(super) fn by_hash(by_block: &[u8]) -> Result<[u8; 18], StorageError> {
 }
 
 /// A parked delivery's key and value.
-pub(super) fn encode_parked(parked: &Parked) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn encode_parked(parked: &Parked) -> (Vec<u8>, Vec<u8>) {
     let (second, nanosecond) = instant(parked.at);
     let mut value = vec![VALUE_FORMAT];
     value.extend_from_slice(&parked.attempt.to_be_bytes());
@@ -259,14 +283,14 @@ pub(super) fn encode_parked(parked: &Parked) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// A parked delivery's key.
-pub(super) fn parked_key(seq: Seq, function: &FunctionName) -> Vec<u8> {
+pub(crate) fn parked_key(seq: Seq, function: &FunctionName) -> Vec<u8> {
     let mut key = tagged(b'p', seq.0).to_vec();
     key.extend_from_slice(function.as_str().as_bytes());
     key
 }
 
 /// A parked delivery, read back.
-pub(super) fn decode_parked(key: &[u8], value: &[u8]) -> Result<Parked, StorageError> {
+pub(crate) fn decode_parked(key: &[u8], value: &[u8]) -> Result<Parked, StorageError> {
     let damaged = |why: &str| StorageError::Damaged(format!("a parked delivery {why}"));
     let function = key.get(9..).and_then(|name| std::str::from_utf8(name).ok()).and_then(|name| name.parse().ok());
     let at = Timestamp::new(i64::from_be_bytes(bytes(value, 5)?), i32::from_be_bytes(bytes(value, 13)?));
@@ -279,7 +303,7 @@ pub(super) fn decode_parked(key: &[u8], value: &[u8]) -> Result<Parked, StorageE
 }
 
 /// A registry entry's key.
-pub(super) fn registry_key(key: &str) -> Vec<u8> {
+pub(crate) fn registry_key(key: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + key.len());
     out.push(b'r');
     out.extend_from_slice(key.as_bytes());
@@ -287,13 +311,13 @@ pub(super) fn registry_key(key: &str) -> Vec<u8> {
 }
 
 /// The first eight bytes of the SHA-256: nobody makes collisions cheaply, and it is the same in every release.
-pub(super) fn hash(text: &str) -> u64 {
+pub(crate) fn hash(text: &str) -> u64 {
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
 /// `N` bytes at a place of a slice.
-pub(super) fn bytes<const N: usize>(slice: &[u8], at: usize) -> Result<[u8; N], StorageError> {
+pub(crate) fn bytes<const N: usize>(slice: &[u8], at: usize) -> Result<[u8; N], StorageError> {
     slice
         .get(at..at + N)
         .and_then(|part| part.try_into().ok())

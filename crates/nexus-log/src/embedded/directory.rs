@@ -8,8 +8,37 @@ use std::path::{Path, PathBuf};
 use super::codec::FORMAT;
 use crate::contract::StorageError;
 
+/// What a data directory holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// A log of its own.
+    Log,
+    /// A copy of a log that is elsewhere, by that log's name for itself. It can be thrown away, and is made anew then.
+    Copy(String),
+}
+
+impl Content {
+    fn line(&self) -> String {
+        match self {
+            Self::Log => format!("nexus-log {FORMAT}"),
+            Self::Copy(of) => format!("nexus-copy {FORMAT} {of}"),
+        }
+    }
+
+    /// What a directory's line says, and its format.
+    fn parse(line: &str) -> Option<(Self, u32)> {
+        let mut words = line.split_whitespace();
+        let (kind, format) = (words.next()?, words.next()?.parse().ok()?);
+        match (kind, words.next()) {
+            ("nexus-log", None) => Some((Self::Log, format)),
+            ("nexus-copy", Some(of)) => Some((Self::Copy(of.to_owned()), format)),
+            _ => None,
+        }
+    }
+}
+
 /// A data directory that this process has.
-pub(super) struct Directory {
+pub(crate) struct Directory {
     path: PathBuf,
     /// The lock is this open file's: it goes with the process, however that ends.
     _lock: File,
@@ -17,7 +46,7 @@ pub(super) struct Directory {
 
 impl Directory {
     /// Makes the directory if it is not there, locks it, and checks its format.
-    pub(super) fn take(path: &Path) -> Result<Self, StorageError> {
+    pub(crate) fn take(path: &Path, content: &Content) -> Result<Self, StorageError> {
         let fail = |what: &str, e: std::io::Error| StorageError::Failed(format!("{what} {}: {e}", path.display()));
         make(path).map_err(|e| fail("making", e))?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("LOCK"));
@@ -28,50 +57,67 @@ impl Directory {
             Err(TryLockError::Error(e)) => return Err(fail("locking", e)),
         }
         let directory = Self { path: path.to_owned(), _lock: lock };
-        directory.check_format()?;
+        directory.check_format(content)?;
         make(&directory.artifacts()).map_err(|e| fail("making the artifacts of", e))?;
         sync(path).map_err(|e| fail("syncing", e))?;
         Ok(directory)
     }
 
     /// The database's directory.
-    pub(super) fn database(&self) -> PathBuf {
+    pub(crate) fn database(&self) -> PathBuf {
         self.path.join("db")
     }
 
     /// The directory of artifacts.
-    pub(super) fn artifacts(&self) -> PathBuf {
+    pub(crate) fn artifacts(&self) -> PathBuf {
         self.path.join("artifacts")
     }
 
     /// Bytes that this process may still write here.
-    pub(super) fn free_bytes(&self) -> Result<u64, StorageError> {
+    pub(crate) fn free_bytes(&self) -> Result<u64, StorageError> {
         let stat = rustix::fs::statvfs(&self.path)
             .map_err(|e| StorageError::Failed(format!("asking for the free space of {}: {e}", self.path.display())))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    fn check_format(&self) -> Result<(), StorageError> {
+    fn check_format(&self, content: &Content) -> Result<(), StorageError> {
         let path = self.path.join("FORMAT");
         let fail = |e: std::io::Error| StorageError::Failed(format!("the format of {}: {e}", self.path.display()));
         match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                let found = text.strip_prefix("nexus-log ").and_then(|n| n.trim_end().parse::<u32>().ok());
-                match found {
-                    Some(found) if found > FORMAT => Err(StorageError::Newer { found, known: FORMAT }),
-                    Some(_) => Ok(()),
-                    None => Err(StorageError::Damaged(format!("{} does not name a format", path.display()))),
-                }
-            }
+            Ok(text) => match Content::parse(text.trim_end()) {
+                Some((_, found)) if found > FORMAT => Err(StorageError::Newer { found, known: FORMAT }),
+                Some((found, _)) if found == *content => Ok(()),
+                Some((found, _)) => Err(self.other(&found, content)),
+                None => Err(StorageError::Damaged(format!("{} does not name a format", path.display()))),
+            },
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 // The format is written before the database: a database without one was not made by any release.
                 if self.database().exists() {
                     return Err(StorageError::Damaged(format!("{} is missing", path.display())));
                 }
-                write_new(&path, format!("nexus-log {FORMAT}\n").as_bytes()).map_err(fail)
+                write_new(&path, format!("{}\n", content.line()).as_bytes()).map_err(fail)
             }
             Err(e) => Err(fail(e)),
         }
+    }
+}
+
+impl Directory {
+    /// It holds something else than is wanted.
+    fn other(&self, found: &Content, wanted: &Content) -> StorageError {
+        let path = self.path.display();
+        StorageError::Other(match (found, wanted) {
+            (Content::Copy(_), Content::Log) => format!(
+                "{path} holds a copy of a log that NATS keeps: start with --nats, or choose another with --data-dir"
+            ),
+            (Content::Log, Content::Copy(_)) => format!(
+                "{path} holds a log of its own, without NATS: start without --nats, or choose another with --data-dir"
+            ),
+            _ => format!(
+                "{path} holds a copy of another log than the one that NATS has now: the server was emptied, or is another \
+                 one. If that is meant, remove the directory: all that is in it is a copy"
+            ),
+        })
     }
 }
 
@@ -81,7 +127,7 @@ fn make(path: &Path) -> std::io::Result<()> {
 }
 
 /// Writes a file as a whole, durably: it is there with all its bytes, or not at all.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
     let unique = std::sync::atomic::AtomicU64::fetch_add(&TEMPORARY, 1, std::sync::atomic::Ordering::Relaxed);
     let temporary = folder.join(format!("{TEMPORARY_PREFIX}{}-{unique}", std::process::id()));
@@ -99,7 +145,7 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// Removes what an interrupted [`write_new`] left.
-pub(super) fn remove_temporary(folder: &Path) -> std::io::Result<()> {
+pub(crate) fn remove_temporary(folder: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
@@ -113,6 +159,6 @@ const TEMPORARY_PREFIX: &str = ".new-";
 static TEMPORARY: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 /// Makes the names in a directory durable.
-pub(super) fn sync(folder: &Path) -> std::io::Result<()> {
+pub(crate) fn sync(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }

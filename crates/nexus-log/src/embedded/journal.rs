@@ -38,7 +38,7 @@ const END_BYTES: usize = 1 + 8 + 4;
 const CLEAR_BYTES: usize = 1 + 8;
 
 /// Checks all journals of a database; cuts a torn tail off the newest.
-pub(super) fn check(database: &Path) -> Result<(), StorageError> {
+pub(crate) fn check(database: &Path) -> Result<(), StorageError> {
     let fail = |e: std::io::Error| StorageError::Failed(format!("checking the journal: {e}"));
     match std::fs::read(database.join("version")) {
         Ok(version) if version.starts_with(MAGIC) => {}
@@ -72,7 +72,7 @@ pub(super) fn check(database: &Path) -> Result<(), StorageError> {
 }
 
 /// Writes the newest journal anew in its place, byte for byte, so that what the system's cache shows of it is on the disk.
-pub(super) fn rewrite_newest(database: &Path) -> std::io::Result<()> {
+pub(crate) fn rewrite_newest(database: &Path) -> std::io::Result<()> {
     let Some(path) = journals(database)?.pop() else { return Ok(()) };
     let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
     let mut bytes = Vec::new();

@@ -21,12 +21,12 @@ const BATCH_MAX: usize = 10_000;
 const BATCH_BYTES_MAX: usize = 64 << 20;
 
 /// The log in a directory.
-pub(super) struct EmbeddedLog {
+pub(crate) struct EmbeddedLog {
     shared: Arc<Shared>,
 }
 
 impl EmbeddedLog {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }
 }
@@ -50,7 +50,7 @@ fn prepare(batch: Vec<NewRecord>) -> Result<Vec<Prepared>, StorageError> {
 }
 
 /// Asks the writer, and waits for its answer.
-pub(super) async fn ask<T>(shared: &Shared, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, StorageError> {
+pub(crate) async fn ask<T>(shared: &Shared, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, StorageError> {
     let (answer, answered) = oneshot::channel();
     shared.queue.push(request(answer))?;
     // The writer answers all that it takes, unless it broke off.

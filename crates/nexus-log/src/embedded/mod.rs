@@ -6,27 +6,28 @@
 //!
 //! * `codec`: keys and values, byte by byte.
 //! * `store`: the database's keyspaces and how they are tuned; errors.
-//! * `queue`, `request`, `writer`, `plan`: the way of a write.
+//! * `queue`, `request`, `writer`, `core`, `plan`: the way of a write.
 //! * `read`, `log`, `registry`, `artifacts`: the contract.
 //! * `retain`: what goes, and how its space comes back.
 //! * `directory`, `journal`: the lock, the format, the check of the journal before it is opened.
 
-mod artifacts;
-mod codec;
-mod directory;
-mod journal;
-mod log;
-mod plan;
-mod queue;
-mod read;
-mod registry;
-mod request;
-mod retain;
-mod shared;
-mod state;
-mod store;
-mod tail;
-mod writer;
+pub(crate) mod artifacts;
+pub(crate) mod codec;
+pub(crate) mod core;
+pub(crate) mod directory;
+pub(crate) mod journal;
+pub(crate) mod log;
+pub(crate) mod plan;
+pub(crate) mod queue;
+pub(crate) mod read;
+pub(crate) mod registry;
+pub(crate) mod request;
+pub(crate) mod retain;
+pub(crate) mod shared;
+pub(crate) mod state;
+pub(crate) mod store;
+pub(crate) mod tail;
+pub(crate) mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;

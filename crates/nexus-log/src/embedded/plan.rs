@@ -12,7 +12,7 @@ use nexus_core::record::Record;
 use super::codec::{self, Kind, Prepared};
 use super::request::{Pending, PreparedCommit, Removal, Removed};
 use super::shared::Shared;
-use super::state::{Block, COUNTERS_KEY, State};
+use super::state::{APPLIED_KEY, Block, COUNTERS_KEY, Counters, State};
 use super::store::{Store, failed};
 use crate::contract::{Parked, Progress, Receipt, Revision, StorageError};
 
@@ -21,7 +21,7 @@ use crate::contract::{Parked, Progress, Receipt, Revision, StorageError};
 const KNOWN_MAX: usize = 16;
 
 /// A group on its way. An error from any of its methods, but for those that [`own`] names, spoils the whole group.
-pub(super) struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     store: &'a Store,
     state: &'a mut State,
     shared: &'a Shared,
@@ -37,21 +37,25 @@ pub(super) struct Plan<'a> {
     registry: HashMap<Vec<u8>, Option<Revision>>,
     tail_spoiled: bool,
     writes: bool,
+    /// Of a copy: the message that is being planned, and the counters as they were before it.
+    origin: Option<(u64, Counters)>,
 }
 
 /// What is published once the batch is durable.
-pub(super) struct Published {
-    pub(super) appended: Vec<(Arc<Record>, usize)>,
-    pub(super) blocks: BTreeMap<u64, Option<Block>>,
-    pub(super) tail_spoiled: bool,
+pub(crate) struct Published {
+    pub(crate) appended: Vec<(Arc<Record>, usize)>,
+    pub(crate) blocks: BTreeMap<u64, Option<Block>>,
+    pub(crate) tail_spoiled: bool,
 }
 
 impl<'a> Plan<'a> {
-    pub(super) fn new(store: &'a Store, state: &'a mut State, shared: &'a Shared) -> Self {
+    /// `now`: the time, for the window.
+    pub(crate) fn new(store: &'a Store, state: &'a mut State, shared: &'a Shared, now: Timestamp) -> Self {
         Self {
             batch: store.db.batch(),
             first: state.counters.next_seq,
-            now: shared.config.clock.now(),
+            now,
+            origin: None,
             appended: Vec::new(),
             ids: HashMap::new(),
             invocations: std::collections::HashSet::new(),
@@ -65,8 +69,16 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Of a copy: what follows comes from this message of the log that it is a copy of, which was sent at `now`.
+    pub(crate) fn begin_message(&mut self, message: u64, now: Timestamp) {
+        self.now = now;
+        self.origin = Some((message, self.state.counters));
+        self.batch.insert(&self.store.meta, APPLIED_KEY, message.to_be_bytes());
+        self.writes = true;
+    }
+
     /// Plans to append events; a duplicate is answered with the first one's receipt.
-    pub(super) fn append(&mut self, events: Vec<Prepared>) -> Result<Vec<Receipt>, StorageError> {
+    pub(crate) fn append(&mut self, events: Vec<Prepared>) -> Result<Vec<Receipt>, StorageError> {
         events.into_iter().map(|event| self.append_one(event)).collect()
     }
 
@@ -105,11 +117,18 @@ impl<'a> Plan<'a> {
     fn count(&mut self, seq: Seq, event: &Prepared) {
         let number = codec::block_of(seq);
         let received = event.envelope.received;
-        let block = self.block(number).get_or_insert_with(Block::empty);
+        let origin = self.origin;
+        let slot = self.block(number);
+        let first = slot.is_none();
+        let block = slot.get_or_insert_with(Block::empty);
         block.received_min = block.received_min.min(received);
         block.received_max = block.received_max.max(received);
         block.bytes += event.value.len() as u64;
         block.events += 1;
+        if let (true, Some((message, before))) = (first, origin) {
+            let value = codec::encode_origin(message, &before);
+            self.batch.insert(&self.store.meta, codec::tagged(b'o', number), value);
+        }
         if self.state.block != number {
             self.state.block = number;
             self.state.block_has.clear();
@@ -125,7 +144,7 @@ impl<'a> Plan<'a> {
 
     /// Plans to write an outcome and what was emitted. A second commit of the same invocation (its first answer was
     /// lost) writes no second outcome, and its events are duplicates.
-    pub(super) fn commit(&mut self, commit: PreparedCommit) -> Result<Vec<Receipt>, StorageError> {
+    pub(crate) fn commit(&mut self, commit: PreparedCommit) -> Result<Vec<Receipt>, StorageError> {
         let PreparedCommit { outcome, value, emitted } = commit;
         let seq = outcome.seq;
         if seq >= self.state.counters.next_seq || seq == Seq(0) {
@@ -172,7 +191,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Plans to write a registry entry, if it is at `expected`.
-    pub(super) fn put(
+    pub(crate) fn put(
         &mut self,
         key: &str,
         value: &[u8],
@@ -191,7 +210,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Plans to remove a registry entry, if it is at `expected`.
-    pub(super) fn delete(&mut self, key: &str, expected: Revision) -> Result<(), StorageError> {
+    pub(crate) fn delete(&mut self, key: &str, expected: Revision) -> Result<(), StorageError> {
         let stored = self.expect(key, Some(expected))?;
         self.state.counters.revision += 1;
         self.batch.remove(&self.store.meta, stored.clone());
@@ -214,7 +233,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Plans to remove events. Those that may not go stay. Returns how many go.
-    pub(super) fn remove(&mut self, removal: Removal) -> Result<u64, StorageError> {
+    pub(crate) fn remove(&mut self, removal: Removal) -> Result<u64, StorageError> {
         let counters = self.state.counters;
         let mut floor = removal.floor.min(counters.delivered_below).max(counters.floor);
         let stays = |event: &Removed, state: &State| {
@@ -268,6 +287,7 @@ impl<'a> Plan<'a> {
         // More is yet to come into the newest one.
         if block.events == 0 && number < newest {
             *slot = None;
+            self.batch.remove(&self.store.meta, codec::tagged(b'o', number));
             for entry in self.store.meta.prefix(codec::tagged(b'l', number)) {
                 let by_block = entry.key().map_err(failed)?;
                 self.batch.remove(&self.store.meta, codec::by_hash(&by_block)?);
@@ -278,24 +298,24 @@ impl<'a> Plan<'a> {
     }
 
     /// How far delivery has come, as far as it is in the store.
-    pub(super) fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> Progress {
         let parked = self.state.parked.values().flat_map(BTreeMap::values).cloned().collect();
         Progress { delivered_below: self.state.durable_below, parked }
     }
 
     /// Takes the mark of `advance` along.
-    pub(super) fn advance(&mut self, below: Seq) {
+    pub(crate) fn advance(&mut self, below: Seq) {
         let counters = &mut self.state.counters;
         counters.delivered_below = counters.delivered_below.max(below.min(counters.next_seq));
     }
 
     /// Whether anything but the mark is to be written.
-    pub(super) fn writes(&self) -> bool {
+    pub(crate) fn writes(&self) -> bool {
         self.writes
     }
 
     /// The batch as planned, and what is to be published after it.
-    pub(super) fn finish(mut self) -> (OwnedWriteBatch, Published) {
+    pub(crate) fn finish(mut self) -> (OwnedWriteBatch, Published) {
         for (number, block) in &self.blocks {
             let key = codec::tagged(b'b', *number);
             match block {
@@ -351,12 +371,12 @@ fn same(first: &Record, event: &Prepared) -> bool {
 }
 
 /// Whether an error concerns its own request only: nothing was planned for it.
-pub(super) fn own(error: &StorageError) -> bool {
+pub(crate) fn own(error: &StorageError) -> bool {
     matches!(error, StorageError::Conflict { .. } | StorageError::Invalid(_))
 }
 
 /// Turns a planned result into an answer to give later.
-pub(super) fn pending<T>(
+pub(crate) fn pending<T>(
     result: Result<T, StorageError>,
     answer: super::request::Answer<T>,
     done: impl FnOnce(super::request::Answer<T>, T) -> Pending,

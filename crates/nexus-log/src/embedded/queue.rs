@@ -15,7 +15,7 @@ const GROUP_MAX: usize = 1024;
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
 /// The queue in front of the writer.
-pub(super) struct Queue {
+pub(crate) struct Queue {
     inner: Mutex<Inner>,
     ready: Condvar,
     max: usize,
@@ -29,7 +29,7 @@ struct Inner {
 }
 
 /// What the writer finds.
-pub(super) enum Taken {
+pub(crate) enum Taken {
     /// Requests, oldest first.
     Group(Vec<Request>),
     /// Nothing came within the time.
@@ -40,12 +40,12 @@ pub(super) enum Taken {
 
 impl Queue {
     /// A queue for at most `max` waiting requests.
-    pub(super) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         Self { inner: Mutex::default(), ready: Condvar::new(), max: max.max(1) }
     }
 
     /// Puts a request in, or says at once why not.
-    pub(super) fn push(&self, request: Request) -> Result<(), StorageError> {
+    pub(crate) fn push(&self, request: Request) -> Result<(), StorageError> {
         let bytes = request.bytes();
         let mut inner = self.lock();
         if inner.closed {
@@ -64,7 +64,7 @@ impl Queue {
     }
 
     /// Takes all that waits, up to the bounds of a group; waits for the first.
-    pub(super) fn take(&self, idle: Duration) -> Taken {
+    pub(crate) fn take(&self, idle: Duration) -> Taken {
         let inner = self.lock();
         let waiting = |inner: &mut Inner| inner.requests.is_empty() && !inner.closed;
         let (mut inner, _) =
@@ -88,13 +88,13 @@ impl Queue {
     }
 
     /// Lets nothing more in. What waits is still taken.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.ready.notify_all();
     }
 
     /// Whether it is closed.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
     }
 

@@ -12,7 +12,7 @@ use super::store::{Store, failed};
 use crate::contract::{EventQuery, Page, StorageError};
 
 /// The most events that one read gives.
-pub(super) const READ_MAX: usize = 4096;
+pub(crate) const READ_MAX: usize = 4096;
 /// The most bytes of events that one read or page gives, but for the first event.
 const READ_BYTES_MAX: usize = 16 << 20;
 /// The most events that one page looks at; what is further away is for the next page.
@@ -29,7 +29,7 @@ const CANDIDATES_MAX: usize = 10_000;
 const OUTCOMES_MAX: usize = 10_000;
 
 /// Events from a place on.
-pub(super) fn read(shared: &Shared, store: &Store, from: Seq, max: usize) -> Result<Vec<Arc<Record>>, StorageError> {
+pub(crate) fn read(shared: &Shared, store: &Store, from: Seq, max: usize) -> Result<Vec<Arc<Record>>, StorageError> {
     let (from, head) = (from.max(shared.floor()), *shared.head.borrow());
     let mut records = Vec::new();
     if from > head {
@@ -48,7 +48,7 @@ pub(super) fn read(shared: &Shared, store: &Store, from: Seq, max: usize) -> Res
 }
 
 /// One event.
-pub(super) fn get(shared: &Shared, store: &Store, seq: Seq) -> Result<Option<Record>, StorageError> {
+pub(crate) fn get(shared: &Shared, store: &Store, seq: Seq) -> Result<Option<Record>, StorageError> {
     if seq < shared.floor() || seq > *shared.head.borrow() {
         return Ok(None);
     }
@@ -56,7 +56,7 @@ pub(super) fn get(shared: &Shared, store: &Store, seq: Seq) -> Result<Option<Rec
 }
 
 /// The newest event of each source with an id, newest first.
-pub(super) fn find(
+pub(crate) fn find(
     shared: &Shared,
     store: &Store,
     id: &str,
@@ -83,7 +83,7 @@ pub(super) fn find(
 }
 
 /// What came of an event.
-pub(super) fn outcomes(shared: &Shared, store: &Store, seq: Seq) -> Result<Vec<Outcome>, StorageError> {
+pub(crate) fn outcomes(shared: &Shared, store: &Store, seq: Seq) -> Result<Vec<Outcome>, StorageError> {
     if seq < shared.floor() {
         return Ok(Vec::new());
     }
@@ -93,7 +93,7 @@ pub(super) fn outcomes(shared: &Shared, store: &Store, seq: Seq) -> Result<Vec<O
 }
 
 /// One outcome.
-pub(super) fn outcome(shared: &Shared, store: &Store, id: InvocationId) -> Result<Option<Outcome>, StorageError> {
+pub(crate) fn outcome(shared: &Shared, store: &Store, id: InvocationId) -> Result<Option<Outcome>, StorageError> {
     let Some(place) = store.ids.get(codec::invocation_key(id)).map_err(failed)? else { return Ok(None) };
     let (seq, n) = codec::unpair(&place)?;
     if seq < shared.floor() {
@@ -104,7 +104,7 @@ pub(super) fn outcome(shared: &Shared, store: &Store, id: InvocationId) -> Resul
 }
 
 /// One page of a query.
-pub(super) fn query(shared: &Shared, store: &Store, query: &EventQuery) -> Result<Page, StorageError> {
+pub(crate) fn query(shared: &Shared, store: &Store, query: &EventQuery) -> Result<Page, StorageError> {
     let mut search = Search::new(shared, query);
     if search.floor < search.before {
         match query.trace {

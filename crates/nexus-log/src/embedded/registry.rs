@@ -19,12 +19,12 @@ const KEY_BYTES_MAX: usize = 1024;
 const VALUE_BYTES_MAX: usize = 4 << 20;
 
 /// The registry in a directory.
-pub(super) struct EmbeddedRegistry {
+pub(crate) struct EmbeddedRegistry {
     shared: Arc<Shared>,
 }
 
 impl EmbeddedRegistry {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }
 }

@@ -9,10 +9,10 @@ use super::codec::{Envelope, Prepared};
 use crate::contract::{Progress, Receipt, Revision, StorageError};
 
 /// Where an answer goes. Whoever asked may have gone: then nobody hears it, and what was written stays.
-pub(super) type Answer<T> = oneshot::Sender<Result<T, StorageError>>;
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, StorageError>>;
 
 /// One request.
-pub(super) enum Request {
+pub(crate) enum Request {
     Append { batch: Vec<Prepared>, answer: Answer<Vec<Receipt>> },
     Commit { commit: Box<PreparedCommit>, answer: Answer<Vec<Receipt>> },
     Put { key: String, value: Bytes, expected: Option<Revision>, answer: Answer<Revision> },
@@ -22,32 +22,32 @@ pub(super) enum Request {
 }
 
 /// An outcome made ready by whoever commits it.
-pub(super) struct PreparedCommit {
-    pub(super) outcome: Outcome,
-    pub(super) value: fjall::Slice,
-    pub(super) emitted: Vec<Prepared>,
+pub(crate) struct PreparedCommit {
+    pub(crate) outcome: Outcome,
+    pub(crate) value: fjall::Slice,
+    pub(crate) emitted: Vec<Prepared>,
 }
 
 /// Events that retention found to be too old or too many; the writer checks again that they may go.
-pub(super) struct Removal {
-    pub(super) events: Vec<Removed>,
+pub(crate) struct Removal {
+    pub(crate) events: Vec<Removed>,
     /// Every event before this place is in `events`, or was removed before, or is not there.
-    pub(super) floor: Seq,
+    pub(crate) floor: Seq,
 }
 
 /// One of them.
-pub(super) struct Removed {
-    pub(super) seq: Seq,
-    pub(super) envelope: Envelope,
+pub(crate) struct Removed {
+    pub(crate) seq: Seq,
+    pub(crate) envelope: Envelope,
     /// Of the event and its outcomes.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Number and invocation key of each outcome.
-    pub(super) outcomes: Vec<(u64, [u8; 17])>,
+    pub(crate) outcomes: Vec<(u64, [u8; 17])>,
 }
 
 impl Request {
     /// Bytes that wait with it.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let events = |batch: &[Prepared]| batch.iter().map(|p| p.value.len() + 128).sum::<usize>();
         match self {
             Self::Append { batch, .. } => events(batch),
@@ -60,7 +60,7 @@ impl Request {
     }
 
     /// Answers that it was not done.
-    pub(super) fn refuse(self, error: StorageError) {
+    pub(crate) fn refuse(self, error: StorageError) {
         // A receiver that is gone is nobody's error.
         match self {
             Self::Append { answer, .. } | Self::Commit { answer, .. } => drop(answer.send(Err(error))),
@@ -73,7 +73,7 @@ impl Request {
 }
 
 /// An answer that is given once the group is durable.
-pub(super) enum Pending {
+pub(crate) enum Pending {
     Receipts(Answer<Vec<Receipt>>, Vec<Receipt>),
     Revision(Answer<Revision>, Revision),
     Unit(Answer<()>),
@@ -83,7 +83,7 @@ pub(super) enum Pending {
 
 impl Pending {
     /// Answers: done, or why not.
-    pub(super) fn finish(self, failure: Option<StorageError>) {
+    pub(crate) fn finish(self, failure: Option<StorageError>) {
         fn send<T>(answer: Answer<T>, value: T, failure: Option<StorageError>) {
             drop(answer.send(failure.map_or(Ok(value), Err)));
         }

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use jiff::SignedDuration;
 use nexus_core::ids::Seq;
@@ -33,12 +34,12 @@ struct Search {
 }
 
 /// Removes what the retention does not keep; how many events went.
-pub(super) async fn retain(shared: &Arc<Shared>) -> Result<u64, StorageError> {
+pub(crate) async fn retain(shared: &Arc<Shared>) -> Result<u64, StorageError> {
     let _one_at_a_time = shared.retaining.lock().await;
     let progress = ask(shared, |answer| Request::Progress { answer }).await?;
     let floor = shared.floor();
     // A mark that is not durable yet counts: it is written in one batch with the first removal.
-    let told = Seq(shared.advance_to.load(std::sync::atomic::Ordering::Acquire));
+    let told = Seq(shared.advance_to.load(Ordering::Acquire));
     let below = progress.delivered_below.max(told).min(shared.head.borrow().next());
     let (blocks, bytes): (Vec<(u64, Block)>, u64) = {
         let blocks = shared.blocks.read().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -98,9 +99,11 @@ pub(super) async fn retain(shared: &Arc<Shared>) -> Result<u64, StorageError> {
     if gone > 0 {
         tracing::info!(events = gone, "retention removed events");
     }
-    if shared.floor() > floor {
-        let floor = shared.floor();
+    // Also what another runtime removed from the same log.
+    let floor = shared.floor();
+    if floor.0 > shared.dropped_below.load(Ordering::Relaxed) {
         shared.read(move |_, store| store.drop_below(floor)).await?;
+        shared.dropped_below.store(floor.0, Ordering::Relaxed);
     }
     Ok(gone)
 }
@@ -118,16 +121,25 @@ impl Search {
                 self.stays.get_or_insert(seq);
                 continue;
             }
-            let mut removed = Removed { seq, envelope, bytes: value.len() as u64, outcomes: Vec::new() };
-            for entry in store.outcomes.range(codec::pair(seq, 0)..=codec::pair(seq, u64::MAX)) {
-                let (key, value) = entry.into_inner().map_err(failed)?;
-                removed.bytes += value.len() as u64;
-                removed.outcomes.push((codec::unpair(&key)?.1, codec::outcome_invocation(&value)?));
-            }
+            let removed = Removed::of(store, seq, &value)?;
             self.excess = self.excess.saturating_sub(removed.bytes);
             found.push(removed);
         }
         Ok(found)
+    }
+}
+
+impl Removed {
+    /// What goes with an event, by its value.
+    pub(crate) fn of(store: &Store, seq: Seq, value: &[u8]) -> Result<Self, StorageError> {
+        let envelope = Envelope::decode(value)?;
+        let mut removed = Self { seq, envelope, bytes: value.len() as u64, outcomes: Vec::new() };
+        for entry in store.outcomes.range(codec::pair(seq, 0)..=codec::pair(seq, u64::MAX)) {
+            let (key, value) = entry.into_inner().map_err(failed)?;
+            removed.bytes += value.len() as u64;
+            removed.outcomes.push((codec::unpair(&key)?.1, codec::outcome_invocation(&value)?));
+        }
+        Ok(removed)
     }
 }
 

@@ -18,27 +18,29 @@ use crate::contract::StorageError;
 const READS_MAX: usize = 16;
 
 /// Shared between the handles and the writer. The writer alone changes it, but for `queue` and `advance_to`.
-pub(super) struct Shared {
-    pub(super) config: EmbeddedConfig,
-    pub(super) queue: Queue,
-    pub(super) head: watch::Sender<Seq>,
-    pub(super) changes: watch::Sender<u64>,
-    pub(super) blocks: RwLock<Blocks>,
-    pub(super) tail: Mutex<Tail>,
+pub(crate) struct Shared {
+    pub(crate) config: EmbeddedConfig,
+    pub(crate) queue: Queue,
+    pub(crate) head: watch::Sender<Seq>,
+    pub(crate) changes: watch::Sender<u64>,
+    pub(crate) blocks: RwLock<Blocks>,
+    pub(crate) tail: Mutex<Tail>,
     /// See [`super::state::Counters::floor`].
     floor: AtomicU64,
     /// The highest mark that `advance` was told; the writer takes it along with the next batch.
-    pub(super) advance_to: AtomicU64,
+    pub(crate) advance_to: AtomicU64,
     /// One retention at a time.
-    pub(super) retaining: tokio::sync::Mutex<()>,
+    pub(crate) retaining: tokio::sync::Mutex<()>,
+    /// Before this place the store's files were dropped. Known to whoever retains alone.
+    pub(crate) dropped_below: AtomicU64,
     /// While the directory is open; dropping it lets go of the lock.
-    pub(super) directory: Mutex<Option<Arc<Directory>>>,
+    pub(crate) directory: Mutex<Option<Arc<Directory>>>,
     store: RwLock<Option<Arc<Store>>>,
     reads: Arc<Semaphore>,
 }
 
 impl Shared {
-    pub(super) fn new(config: EmbeddedConfig, directory: Directory) -> Self {
+    pub(crate) fn new(config: EmbeddedConfig, directory: Directory) -> Self {
         Self {
             queue: Queue::new(config.queue_max),
             head: watch::Sender::new(Seq(0)),
@@ -48,6 +50,7 @@ impl Shared {
             floor: AtomicU64::new(1),
             advance_to: AtomicU64::new(0),
             retaining: tokio::sync::Mutex::new(()),
+            dropped_below: AtomicU64::new(1),
             directory: Mutex::new(Some(Arc::new(directory))),
             store: RwLock::new(None),
             reads: Arc::new(Semaphore::new(READS_MAX)),
@@ -56,26 +59,26 @@ impl Shared {
     }
 
     /// The first place whose event may still be there.
-    pub(super) fn floor(&self) -> Seq {
+    pub(crate) fn floor(&self) -> Seq {
         Seq(self.floor.load(Ordering::Acquire))
     }
 
-    pub(super) fn set_floor(&self, floor: Seq) {
+    pub(crate) fn set_floor(&self, floor: Seq) {
         self.floor.store(floor.0, Ordering::Release);
     }
 
     /// The newest events.
-    pub(super) fn tail(&self) -> MutexGuard<'_, Tail> {
+    pub(crate) fn tail(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The directory, until it is closed.
-    pub(super) fn directory(&self) -> Result<Arc<Directory>, StorageError> {
+    pub(crate) fn directory(&self) -> Result<Arc<Directory>, StorageError> {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StorageError::Closed)
     }
 
     /// Lets readers at the store, or keeps them off it.
-    pub(super) fn set_store(&self, store: Option<Arc<Store>>) {
+    pub(crate) fn set_store(&self, store: Option<Arc<Store>>) {
         *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
     }
 
@@ -93,7 +96,7 @@ impl Shared {
     /// Any read may have to wait for the disk, so each runs on the blocking pool: on two cores, one that blocks a
     /// worker of the runtime stops half of all that it does. The 10 µs that this costs are not on the hot path, which reads
     /// the newest events from memory. At most [`READS_MAX`] run at once, each bounded in its work.
-    pub(super) async fn read<T: Send + 'static>(
+    pub(crate) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         read: impl FnOnce(&Shared, &Store) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {

@@ -9,21 +9,24 @@ use super::store::{Store, failed};
 use crate::contract::{Parked, StorageError};
 
 /// The key of the counters.
-pub(super) const COUNTERS_KEY: &[u8] = b"s";
+pub(crate) const COUNTERS_KEY: &[u8] = b"s";
+
+/// The key of the last message that a copy has taken in.
+pub(crate) const APPLIED_KEY: &[u8] = b"a";
 
 /// Counters that only ever go up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Counters {
+pub(crate) struct Counters {
     /// The place of the next event.
-    pub(super) next_seq: Seq,
+    pub(crate) next_seq: Seq,
     /// The number of the next outcome, counted over all events.
-    pub(super) next_outcome: u64,
+    pub(crate) next_outcome: u64,
     /// No event before this place is there any more.
-    pub(super) floor: Seq,
+    pub(crate) floor: Seq,
     /// Every event before this place is delivered or parked.
-    pub(super) delivered_below: Seq,
+    pub(crate) delivered_below: Seq,
     /// The revision of the registry's last change.
-    pub(super) revision: u64,
+    pub(crate) revision: u64,
 }
 
 impl Default for Counters {
@@ -33,12 +36,12 @@ impl Default for Counters {
 }
 
 impl Counters {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let numbers = [self.next_seq.0, self.next_outcome, self.floor.0, self.delivered_below.0, self.revision];
         std::iter::once(1).chain(numbers.into_iter().flat_map(u64::to_be_bytes)).collect()
     }
 
-    fn decode(value: &[u8]) -> Result<Self, StorageError> {
+    pub(crate) fn decode(value: &[u8]) -> Result<Self, StorageError> {
         let number = |n: usize| Ok::<_, StorageError>(u64::from_be_bytes(bytes(value, 1 + 8 * n)?));
         Ok(Self {
             next_seq: Seq(number(0)?),
@@ -52,23 +55,23 @@ impl Counters {
 
 /// What a block of 1,024 places holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// The earliest and the latest reception. Clocks jump, so order says nothing about time; these do.
-    pub(super) received_min: (i64, i32),
+    pub(crate) received_min: (i64, i32),
     /// The latest reception.
-    pub(super) received_max: (i64, i32),
+    pub(crate) received_max: (i64, i32),
     /// Bytes of its events and of what came of them.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Events that are there.
-    pub(super) events: u32,
+    pub(crate) events: u32,
 }
 
 impl Block {
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self { received_min: (i64::MAX, 0), received_max: (i64::MIN, 0), bytes: 0, events: 0 }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![1];
         for (second, nanosecond) in [self.received_min, self.received_max] {
             out.extend_from_slice(&second.to_be_bytes());
@@ -93,21 +96,21 @@ impl Block {
 }
 
 /// Blocks by number: 48 bytes for each 1,024 events that are kept.
-pub(super) type Blocks = BTreeMap<u64, Block>;
+pub(crate) type Blocks = BTreeMap<u64, Block>;
 
 /// The writer's own part of it.
-pub(super) struct State {
-    pub(super) counters: Counters,
+pub(crate) struct State {
+    pub(crate) counters: Counters,
     /// What of `counters.delivered_below` is in the store.
-    pub(super) durable_below: Seq,
-    pub(super) parked: BTreeMap<Seq, BTreeMap<FunctionName, Parked>>,
+    pub(crate) durable_below: Seq,
+    pub(crate) parked: BTreeMap<Seq, BTreeMap<FunctionName, Parked>>,
     /// The newest block, and the types and sources that the index has of it already.
-    pub(super) block: u64,
-    pub(super) block_has: HashSet<(Kind, u64)>,
+    pub(crate) block: u64,
+    pub(crate) block_has: HashSet<(Kind, u64)>,
 }
 
 /// Reads everything back.
-pub(super) fn load(store: &Store) -> Result<(State, Blocks), StorageError> {
+pub(crate) fn load(store: &Store) -> Result<(State, Blocks), StorageError> {
     let counters = match store.meta.get(COUNTERS_KEY).map_err(failed)? {
         Some(value) => Counters::decode(&value)?,
         None => Counters::default(),

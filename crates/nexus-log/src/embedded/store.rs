@@ -24,18 +24,18 @@ const SEALED_MAX: usize = 3;
 const RUNS_MAX: usize = 25;
 
 /// The open database.
-pub(super) struct Store {
-    pub(super) db: Database,
-    pub(super) events: Keyspace,
-    pub(super) outcomes: Keyspace,
-    pub(super) ids: Keyspace,
-    pub(super) traces: Keyspace,
-    pub(super) meta: Keyspace,
+pub(crate) struct Store {
+    pub(crate) db: Database,
+    pub(crate) events: Keyspace,
+    pub(crate) outcomes: Keyspace,
+    pub(crate) ids: Keyspace,
+    pub(crate) traces: Keyspace,
+    pub(crate) meta: Keyspace,
 }
 
 impl Store {
     /// Opens the database in `path`, and makes it if it is not there.
-    pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
         // A database without this file was never fully made, so nothing can have been acknowledged from it, and
         // the library would refuse to make it again over the remains.
         if path.exists() && !path.join("version").exists() {
@@ -85,7 +85,7 @@ impl Store {
     ///
     /// The library waits for that itself, after a batch and without end: for ever, if the thread that should write out
     /// has failed in the meantime. So its own bound is not reached.
-    pub(super) fn settle(&self, patience: Duration) -> Result<(), StorageError> {
+    pub(crate) fn settle(&self, patience: Duration) -> Result<(), StorageError> {
         let tables = [&self.events, &self.outcomes, &self.ids, &self.traces, &self.meta];
         let behind = || {
             tables
@@ -107,12 +107,12 @@ impl Store {
     }
 
     /// An event's value.
-    pub(super) fn event_value(&self, seq: Seq) -> Result<Option<Slice>, StorageError> {
+    pub(crate) fn event_value(&self, seq: Seq) -> Result<Option<Slice>, StorageError> {
         self.events.get(seq.0.to_be_bytes()).map_err(failed)
     }
 
     /// An event.
-    pub(super) fn event(&self, seq: Seq) -> Result<Option<Record>, StorageError> {
+    pub(crate) fn event(&self, seq: Seq) -> Result<Option<Record>, StorageError> {
         self.event_value(seq)?.map(|value| codec::decode_event(seq, &value)).transpose()
     }
 
@@ -120,7 +120,7 @@ impl Store {
     ///
     /// Files that reach over `floor` stay until it has passed them. Nothing before `floor` is ever read again, so that
     /// what remains of it there, or what a replayed journal brings back, does not matter.
-    pub(super) fn drop_below(&self, floor: Seq) -> Result<(), StorageError> {
+    pub(crate) fn drop_below(&self, floor: Seq) -> Result<(), StorageError> {
         let end = floor.0.to_be_bytes();
         self.events.tree.drop_range(..end).map_err(|e| failed(e.into()))?;
         self.outcomes.tree.drop_range(..end).map_err(|e| failed(e.into()))
@@ -128,7 +128,7 @@ impl Store {
 }
 
 /// The library's error in the contract's words.
-pub(super) fn failed(error: fjall::Error) -> StorageError {
+pub(crate) fn failed(error: fjall::Error) -> StorageError {
     use fjall::Error;
     let damaged = match &error {
         Error::Storage(inner) => !matches!(inner, LsmError::Io(_)),

@@ -13,14 +13,14 @@ const BYTES_MAX: usize = 16 << 20;
 
 /// The newest events without a gap, up to the last durable one.
 #[derive(Default)]
-pub(super) struct Tail {
+pub(crate) struct Tail {
     records: VecDeque<(Arc<Record>, usize)>,
     bytes: usize,
 }
 
 impl Tail {
     /// Adds the next event; `bytes` is the size of its stored value.
-    pub(super) fn push(&mut self, record: Arc<Record>, bytes: usize) {
+    pub(crate) fn push(&mut self, record: Arc<Record>, bytes: usize) {
         if self.records.back().is_some_and(|(last, _)| last.seq.next() != record.seq) {
             self.clear();
         }
@@ -34,20 +34,20 @@ impl Tail {
     }
 
     /// Forgets everything: after the store was opened again, and when events in it were removed.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.records.clear();
         self.bytes = 0;
     }
 
     /// The event at a place, if it is here.
-    pub(super) fn get(&self, seq: Seq) -> Option<Arc<Record>> {
+    pub(crate) fn get(&self, seq: Seq) -> Option<Arc<Record>> {
         let first = self.records.front()?.0.seq;
         let at = usize::try_from(seq.0.checked_sub(first.0)?).ok()?;
         self.records.get(at).map(|(record, _)| record.clone())
     }
 
     /// At most `max` events from a place on, if that place is here.
-    pub(super) fn from(&self, seq: Seq, max: usize) -> Option<Vec<Arc<Record>>> {
+    pub(crate) fn from(&self, seq: Seq, max: usize) -> Option<Vec<Arc<Record>>> {
         let first = self.records.front()?.0.seq;
         let at = usize::try_from(seq.0.checked_sub(first.0)?).ok()?;
         if at >= self.records.len() {

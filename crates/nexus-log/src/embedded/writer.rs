@@ -8,12 +8,12 @@ use fjall::PersistMode;
 use nexus_core::ids::Seq;
 use nexus_core::threads;
 
-use super::directory::{self, Directory};
-use super::plan::{self, Plan, Published};
+use super::core::{Core, again, full, step};
+use super::directory::{self, Content, Directory};
+use super::plan::Plan;
 use super::queue::Taken;
 use super::request::{Pending, Request};
 use super::shared::Shared;
-use super::state::{self, State};
 use super::store::{Store, failed};
 use super::{EmbeddedConfig, journal};
 use crate::contract::StorageError;
@@ -30,8 +30,8 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
 const READS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Opens everything and starts the thread. Blocks.
-pub(super) fn start(config: EmbeddedConfig) -> Result<(Arc<Shared>, JoinHandle<()>), StorageError> {
-    let directory = Directory::take(&config.data_dir)?;
+pub(crate) fn start(config: EmbeddedConfig) -> Result<(Arc<Shared>, JoinHandle<()>), StorageError> {
+    let directory = Directory::take(&config.data_dir, &Content::Log)?;
     directory::remove_temporary(&directory.artifacts())
         .map_err(|e| StorageError::Failed(format!("tidying {}: {e}", config.data_dir.display())))?;
     let shared = Arc::new(Shared::new(config, directory));
@@ -41,28 +41,6 @@ pub(super) fn start(config: EmbeddedConfig) -> Result<(Arc<Shared>, JoinHandle<(
     let thread = threads::spawn(threads::LOG, move || writer.run())
         .map_err(|e| StorageError::Failed(format!("starting the log's thread: {e}")))?;
     Ok((shared, thread))
-}
-
-/// The open store and what is known of it.
-struct Core {
-    store: Arc<Store>,
-    state: State,
-}
-
-impl Core {
-    /// Opens the store, reads the state back, and lets readers in.
-    fn open(shared: &Shared) -> Result<Self, StorageError> {
-        let path = shared.directory()?.database();
-        journal::check(&path)?;
-        let store = Arc::new(Store::open(&path)?);
-        let (state, blocks) = state::load(&store)?;
-        *shared.blocks.write().unwrap_or_else(PoisonError::into_inner) = blocks;
-        shared.tail().clear();
-        shared.set_floor(state.counters.floor);
-        shared.set_store(Some(store.clone()));
-        shared.head.send_replace(Seq(state.counters.next_seq.0 - 1));
-        Ok(Self { store, state })
-    }
 }
 
 struct Writer {
@@ -129,7 +107,7 @@ impl Writer {
                 return Err(error);
             }
         };
-        let mut plan = Plan::new(&core.store, &mut core.state, shared);
+        let mut plan = Plan::new(&core.store, &mut core.state, shared, shared.config.clock.now());
         plan.advance(Seq(shared.advance_to.load(std::sync::atomic::Ordering::Acquire)));
         let mut requests = requests.into_iter();
         let mut spoiled = None;
@@ -153,40 +131,10 @@ impl Writer {
         if plan.writes() {
             let (batch, published) = plan.finish();
             batch.durability(Some(PersistMode::SyncData)).commit().map_err(failed)?;
-            self.publish(published);
+            core.publish(shared, published);
         }
         pending.drain(..).for_each(|answer| answer.finish(None));
         Ok(())
-    }
-
-    /// Shows what is durable now.
-    fn publish(&mut self, published: Published) {
-        let Some(core) = &mut self.core else { return };
-        let counters = core.state.counters;
-        core.state.durable_below = counters.delivered_below;
-        {
-            let mut blocks = self.shared.blocks.write().unwrap_or_else(PoisonError::into_inner);
-            for (number, block) in published.blocks {
-                match block {
-                    Some(block) => drop(blocks.insert(number, block)),
-                    None => drop(blocks.remove(&number)),
-                }
-            }
-        }
-        self.shared.set_floor(counters.floor);
-        let head = Seq(counters.next_seq.0 - 1);
-        {
-            let mut tail = self.shared.tail();
-            if published.tail_spoiled {
-                tail.clear();
-            }
-            for (record, bytes) in published.appended {
-                tail.push(record, bytes);
-            }
-        }
-        self.shared.head.send_if_modified(|old| std::mem::replace(old, head) != head);
-        let revision = counters.revision;
-        self.shared.changes.send_if_modified(|old| std::mem::replace(old, revision) != revision);
     }
 
     /// Nothing came for a while: writes a mark of `advance` that no batch took along. Not synced, as the contract allows.
@@ -196,11 +144,11 @@ impl Writer {
         if below <= core.state.durable_below {
             return;
         }
-        let mut plan = Plan::new(&core.store, &mut core.state, &self.shared);
+        let mut plan = Plan::new(&core.store, &mut core.state, &self.shared, self.shared.config.clock.now());
         plan.advance(below);
         let (batch, published) = plan.finish();
         match batch.durability(Some(PersistMode::Buffer)).commit() {
-            Ok(()) => self.publish(published),
+            Ok(()) => core.publish(&self.shared, published),
             Err(error) => {
                 tracing::error!(error = %failed(error), "writing the mark of delivery failed; the store will be opened again");
                 self.give_up();
@@ -270,7 +218,7 @@ impl Writer {
             let below = Seq(self.shared.advance_to.load(std::sync::atomic::Ordering::Acquire));
             let Core { store, mut state } = core;
             if below > state.durable_below {
-                let mut plan = Plan::new(&store, &mut state, &self.shared);
+                let mut plan = Plan::new(&store, &mut state, &self.shared, self.shared.config.clock.now());
                 plan.advance(below);
                 let (batch, _) = plan.finish();
                 if let Err(error) = batch.durability(Some(PersistMode::SyncData)).commit() {
@@ -288,47 +236,8 @@ impl Writer {
     }
 }
 
-/// Plans one request. `Ok(None)`: it was refused on its own account and is answered.
-fn step(plan: &mut Plan<'_>, request: Request) -> Result<Option<Pending>, StorageError> {
-    /// An error that spoils the group is this request's answer too.
-    fn spoil<T>((answer, error): (super::request::Answer<T>, StorageError)) -> StorageError {
-        drop(answer.send(Err(StorageError::Failed(error.to_string()))));
-        error
-    }
-    match request {
-        Request::Append { batch, answer } => {
-            plan::pending(plan.append(batch), answer, Pending::Receipts).map_err(spoil)
-        }
-        Request::Commit { commit, answer } => {
-            plan::pending(plan.commit(*commit), answer, Pending::Receipts).map_err(spoil)
-        }
-        Request::Put { key, value, expected, answer } => {
-            plan::pending(plan.put(&key, &value, expected), answer, Pending::Revision).map_err(spoil)
-        }
-        Request::Delete { key, expected, answer } => {
-            plan::pending(plan.delete(&key, expected), answer, |answer, ()| Pending::Unit(answer)).map_err(spoil)
-        }
-        Request::Remove { removal, answer } => {
-            plan::pending(plan.remove(removal), answer, Pending::Count).map_err(spoil)
-        }
-        Request::Progress { answer } => Ok(Some(Pending::Progress(answer, plan.progress()))),
-    }
-}
-
-/// Whether there is too little room for this kind of request: what is new stops first, what finishes work later, what
-/// makes room last.
-fn full(request: &Request, free_bytes: u64, reserve_bytes: u64) -> Option<StorageError> {
-    let reserve_bytes = match request {
-        Request::Append { .. } => reserve_bytes,
-        Request::Commit { .. } | Request::Put { .. } | Request::Delete { .. } => reserve_bytes / 2,
-        Request::Remove { .. } => reserve_bytes / 4,
-        Request::Progress { .. } => 0,
-    };
-    (free_bytes < reserve_bytes).then_some(StorageError::Full { free_bytes, reserve_bytes })
-}
-
 /// Drops the store when nobody else has it; gives it back if somebody still does after `patience`.
-fn release(mut store: Arc<Store>, patience: Duration) -> Option<Arc<Store>> {
+pub(crate) fn release(mut store: Arc<Store>, patience: Duration) -> Option<Arc<Store>> {
     let until = Instant::now() + patience;
     loop {
         match Arc::try_unwrap(store) {
@@ -339,15 +248,5 @@ fn release(mut store: Arc<Store>, patience: Duration) -> Option<Arc<Store>> {
             return Some(store);
         }
         std::thread::park_timeout(Duration::from_millis(1));
-    }
-}
-
-/// The same error for another who waits.
-fn again(error: &StorageError) -> StorageError {
-    match error {
-        StorageError::Full { free_bytes, reserve_bytes } => {
-            StorageError::Full { free_bytes: *free_bytes, reserve_bytes: *reserve_bytes }
-        }
-        other => StorageError::Failed(other.to_string()),
     }
 }

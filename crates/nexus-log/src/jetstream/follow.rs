@@ -1,0 +1,91 @@
+//! What comes from the stream, in its order, from the first message that the copy does not have.
+
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use futures_util::StreamExt as _;
+use tokio::sync::{mpsc, watch};
+
+use super::apply::{Applied, Entry};
+use super::stream::{self, Identity};
+use crate::contract::StorageError;
+
+/// The pause before the stream is asked again after it broke off.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Messages that are asked for at once: what waits in memory is bounded by it.
+const BATCH_MAX: i64 = 32;
+
+/// Follows the stream until this is dropped, or the other end is.
+pub(crate) async fn follow(
+    jetstream: Context,
+    identity: Identity,
+    entries: mpsc::Sender<Entry>,
+    mut applied: watch::Receiver<Applied>,
+    stuck: watch::Sender<Option<String>>,
+) {
+    loop {
+        let from = *applied.borrow_and_update();
+        match follow_from(&jetstream, &identity, &entries, &mut applied, from).await {
+            Ok(Ended::Restart) => {}
+            Ok(Ended::Closed) => return,
+            Err(error @ StorageError::Other(_)) => {
+                tracing::error!(%error, "the log in NATS cannot be followed any further");
+                stuck.send_replace(Some(error.to_string()));
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the log in NATS broke off; asking again");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Waits until the copy wants the stream from elsewhere, or (`true`) is closed.
+async fn restarted(applied: &mut watch::Receiver<Applied>, from: Applied) -> bool {
+    applied.wait_for(|now| now.restarts != from.restarts).await.is_err()
+}
+
+enum Ended {
+    /// The copy wants it to go on from elsewhere.
+    Restart,
+    /// The copy is closed.
+    Closed,
+}
+
+async fn follow_from(
+    jetstream: &Context,
+    identity: &Identity,
+    entries: &mpsc::Sender<Entry>,
+    applied: &mut watch::Receiver<Applied>,
+    from: Applied,
+) -> Result<Ended, StorageError> {
+    let broken = |what: &str, error: String| StorageError::Failed(format!("{what}: {error}"));
+    let stream = stream::the_same(jetstream, identity, from.message).await?;
+    let config = OrderedConfig {
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.message + 1 },
+        max_batch: BATCH_MAX,
+        ..OrderedConfig::default()
+    };
+    let consumer = stream.create_consumer(config).await.map_err(|e| broken("a consumer", e.to_string()))?;
+    let mut messages = consumer.messages().await.map_err(|e| broken("its messages", e.to_string()))?;
+    loop {
+        tokio::select! {
+            biased;
+            closed = restarted(applied, from) => {
+                return Ok(if closed { Ended::Closed } else { Ended::Restart });
+            }
+            message = messages.next() => match message {
+                Some(Ok(message)) => {
+                    if entries.send(Entry::Message(message)).await.is_err() {
+                        return Ok(Ended::Closed);
+                    }
+                }
+                Some(Err(error)) => return Err(broken("a message", error.to_string())),
+                None => return Err(broken("a message", "there are no more".to_owned())),
+            },
+        }
+    }
+}

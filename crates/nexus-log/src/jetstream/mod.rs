@@ -1,0 +1,269 @@
+//! Storage in NATS JetStream: for several runtimes, and for more than one machine.
+//!
+//! One stream is the log. Each of its messages is a group of writes of one runtime (`wire`); the server's acknowledgement makes
+//! it durable, and its place in the stream gives it its order. Every runtime takes all groups in, in that order, into a copy of
+//! its own in its data directory, which is laid out as the embedded storage is and is planned by the same code: the same writes
+//! on the same state come to the same everywhere. So the places of events have no gaps, duplicates are known by `source` and
+//! `id` for as long as the window is, an outcome is one with what it emits, and reading asks nobody. The copy can be thrown
+//! away; it is made anew from the stream.
+//!
+//! * `stream`: the stream is made once, checked, and never changed.
+//! * `send`, `outbox`: the way out, and who waits for it to come back.
+//! * `follow`, `apply`: the way in.
+//! * `artifacts`: an object store.
+
+mod apply;
+mod artifacts;
+mod connect;
+mod follow;
+mod outbox;
+mod send;
+mod stream;
+mod wire;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use nexus_core::threads;
+use tokio::sync::{mpsc, watch};
+
+use crate::contract::{Storage, StorageError};
+use crate::embedded::EmbeddedConfig;
+use crate::embedded::core::Core;
+use crate::embedded::directory::{self, Content, Directory};
+use crate::embedded::log::EmbeddedLog;
+use crate::embedded::registry::EmbeddedRegistry;
+use crate::embedded::shared::Shared;
+use apply::{Applied, Applier, Entry};
+use outbox::Outbox;
+
+/// Messages that wait for the applying thread.
+const ENTRIES_MAX: usize = 32;
+/// How long closing waits for groups that were sent to come back.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often opening says how far it has come.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
+
+/// Where the servers are, who this is to them, and how the log is kept.
+#[derive(Clone, Debug)]
+pub struct JetStreamConfig {
+    /// Addresses of servers of one cluster, as `nats://host:4222` or `tls://host:4222`. At least one.
+    pub servers: Vec<String>,
+    /// How this runtime proves who it is.
+    pub login: Login,
+    /// Certificates to trust beside the system's, in PEM.
+    pub ca: Option<PathBuf>,
+    /// A certificate and its key to show to the server, in PEM.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The name of the stream: letters, digits, `-` and `_`. Its subject is `NAME.log`, its object store `NAME_ARTIFACTS`.
+    pub stream: String,
+    /// Copies of each message in the cluster: 1, 3 or 5.
+    pub replicas: usize,
+    /// Where in the cluster the stream may be.
+    pub placement: Option<Placement>,
+    /// This runtime's copy.
+    pub copy: EmbeddedConfig,
+}
+
+/// Where in a cluster a stream may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// The cluster's name.
+    pub cluster: Option<String>,
+    /// Tags that a server must have.
+    pub tags: Vec<String>,
+}
+
+/// How a runtime proves who it is. What is secret is read from files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Login {
+    /// By nothing, or by what the address says.
+    #[default]
+    None,
+    /// By a file of credentials, as `nsc` makes it: the account is the one that it is for.
+    Credentials(PathBuf),
+    /// By a token in a file.
+    Token(PathBuf),
+}
+
+impl JetStreamConfig {
+    /// A stream `NEXUS` of one replica at these servers, without a login, and its copy in a directory.
+    pub fn new(servers: Vec<String>, copy: EmbeddedConfig) -> Self {
+        Self {
+            servers,
+            login: Login::None,
+            ca: None,
+            certificate: None,
+            stream: "NEXUS".to_owned(),
+            replicas: 1,
+            placement: None,
+            copy,
+        }
+    }
+
+    fn validate(&self) -> Result<(), StorageError> {
+        let name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.stream.is_empty() || self.stream.len() > 64 || !self.stream.chars().all(name) {
+            return Err(StorageError::Invalid(format!(
+                "{:?} is no name for a stream: 1 to 64 letters, digits, - and _",
+                self.stream
+            )));
+        }
+        if !matches!(self.replicas, 1 | 3 | 5) {
+            return Err(StorageError::Invalid(format!("{} replicas; 1, 3 or 5 can be had", self.replicas)));
+        }
+        Ok(())
+    }
+}
+
+/// Connects, makes what is not there, and takes in all that the stream has.
+///
+/// # Errors
+///
+/// [`StorageError::Failed`] if the servers cannot be reached, [`StorageError::Other`] if what is there is not what is asked for
+/// (another stream, other replicas, a directory of another log), and what opening a directory may say.
+pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
+    config.validate()?;
+    let jetstream = connect::connect(&config).await?;
+    let (identity, stream) = stream::make(&jetstream, &config).await?;
+    let last = stream.cached_info().state.last_sequence;
+    let content = Content::Copy(identity.log.clone());
+    let copy = config.copy.clone();
+    let opened = tokio::task::spawn_blocking(move || open_copy(copy, &content)).await;
+    let (shared, core, message) = opened.map_err(|e| StorageError::Failed(format!("opening was cut short: {e}")))??;
+    stream::check_reach(&identity.name, &stream.cached_info().state, message)?;
+
+    let outbox = Arc::new(Outbox::new(runtime_id()));
+    let (entries, incoming) = mpsc::channel(ENTRIES_MAX);
+    let applied = watch::Sender::new(Applied { message, restarts: 0 });
+    let stuck = watch::Sender::new(None);
+    let mut applied_now = applied.subscribe();
+    let mut stuck_now = stuck.subscribe();
+    let start = |error: std::io::Error| StorageError::Failed(format!("starting a thread of the log: {error}"));
+    let applier = Applier {
+        shared: shared.clone(),
+        outbox: outbox.clone(),
+        entries: incoming,
+        applied,
+        core: Some(core),
+        stuck: stuck.clone(),
+    };
+    let applier = threads::spawn(threads::LOG, move || applier.run()).map_err(start)?;
+    let sender = send::Sender {
+        shared: shared.clone(),
+        outbox: outbox.clone(),
+        entries: entries.clone(),
+        jetstream: jetstream.clone(),
+        stream: identity.name.clone(),
+        subject: stream::subject(&identity.name),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let sender = threads::spawn(threads::LOG, move || sender.run()).map_err(start)?;
+    let follower =
+        tokio::spawn(follow::follow(jetstream.clone(), identity, entries.clone(), applied_now.clone(), stuck));
+    let artifacts = artifacts::ObjectArtifacts::open(&jetstream, &config, shared.clone()).await?;
+    let storage = Storage {
+        log: Arc::new(EmbeddedLog::new(shared.clone())),
+        registry: Arc::new(EmbeddedRegistry::new(shared.clone())),
+        artifacts: Arc::new(artifacts),
+    };
+    let opened = JetStream { storage, shared, outbox, entries, jetstream, follower, threads: Some((sender, applier)) };
+    catch_up(&mut applied_now, &mut stuck_now, last).await?;
+    Ok(opened)
+}
+
+/// Waits until the copy has all that the stream had when it was opened.
+async fn catch_up(
+    applied: &mut watch::Receiver<Applied>,
+    stuck: &mut watch::Receiver<Option<String>>,
+    last: u64,
+) -> Result<(), StorageError> {
+    loop {
+        let message = applied.borrow().message;
+        tokio::select! {
+            reached = applied.wait_for(|applied| applied.message >= last) => {
+                return reached.map(drop).map_err(|_| StorageError::Closed);
+            }
+            why = stuck.wait_for(Option::is_some) => {
+                let why = why.ok().and_then(|why| why.clone()).unwrap_or_default();
+                return Err(StorageError::Other(why));
+            }
+            () = tokio::time::sleep(PROGRESS_PERIOD) => {
+                tracing::info!(message, last, "taking in the log from NATS");
+            }
+        }
+    }
+}
+
+fn open_copy(config: EmbeddedConfig, content: &Content) -> Result<(Arc<Shared>, Core, u64), StorageError> {
+    let directory = Directory::take(&config.data_dir, content)?;
+    directory::remove_temporary(&directory.artifacts())
+        .map_err(|e| StorageError::Failed(format!("tidying {}: {e}", config.data_dir.display())))?;
+    let shared = Arc::new(Shared::new(config, directory));
+    let core = Core::open(&shared)?;
+    let message = apply::applied(&core.store)?;
+    Ok((shared, core, message))
+}
+
+/// A number that no other runtime has, nor this one after a restart.
+fn runtime_id() -> u64 {
+    let random = nexus_core::ids::InvocationId::generate().0.into_bytes();
+    random[8..].iter().fold(0, |id, byte| id << 8 | u64::from(*byte))
+}
+
+/// An opened log in NATS. Dropped without [`JetStream::close`], it still sends what waits, but nobody waits for that.
+pub struct JetStream {
+    storage: Storage,
+    shared: Arc<Shared>,
+    outbox: Arc<Outbox>,
+    entries: mpsc::Sender<Entry>,
+    jetstream: Context,
+    follower: tokio::task::JoinHandle<()>,
+    threads: Option<(JoinHandle<()>, JoinHandle<()>)>,
+}
+
+impl JetStream {
+    /// The three parts. Clones stay valid after [`JetStream::close`] and answer [`StorageError::Closed`].
+    pub fn storage(&self) -> Storage {
+        self.storage.clone()
+    }
+
+    /// Takes no more, sends all that waits, waits until that has come back, and lets go of the directory.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Failed`] if something did not come back; whether it is in the stream is not known then.
+    pub async fn close(mut self) -> Result<(), StorageError> {
+        self.shared.queue.close();
+        let Some((sender, applier)) = self.threads.take() else { return Ok(()) };
+        let broke_off = || StorageError::Failed("a thread of the log broke off".to_owned());
+        let sent = tokio::task::spawn_blocking(move || sender.join()).await;
+        let mut waiting = self.outbox.waiting();
+        let back = tokio::time::timeout(CLOSE_PATIENCE, waiting.wait_for(|waiting| *waiting == 0)).await.map(drop);
+        // It has ended already where it could not go on.
+        let _ = self.entries.send(Entry::Close).await;
+        let applied = tokio::task::spawn_blocking(move || applier.join()).await;
+        self.follower.abort();
+        if let Err(error) = self.jetstream.client().drain().await {
+            tracing::debug!(%error, "the connection to NATS ended otherwise");
+        }
+        match (sent, applied, back) {
+            (Ok(Ok(())), Ok(Ok(())), Ok(_)) => Ok(()),
+            (Ok(Ok(())), Ok(Ok(())), Err(_)) => {
+                Err(StorageError::Failed("the last writes have not come back from NATS".to_owned()))
+            }
+            _ => Err(broke_off()),
+        }
+    }
+}
+
+impl Drop for JetStream {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        self.follower.abort();
+        let _ = self.entries.try_send(Entry::Close);
+    }
+}

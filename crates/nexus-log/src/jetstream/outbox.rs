@@ -1,0 +1,71 @@
+//! Groups that were sent, until they come back in the stream's order and are answered.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::wire::GroupId;
+use crate::contract::StorageError;
+use crate::embedded::request::Request;
+
+/// The groups of this runtime that wait.
+pub(crate) struct Outbox {
+    runtime: u64,
+    inner: Mutex<Inner>,
+    waiting: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Inner {
+    groups: HashMap<u64, Vec<Request>>,
+    last: u64,
+}
+
+impl Outbox {
+    /// Of a runtime, by a number that no other has.
+    pub(crate) fn new(runtime: u64) -> Self {
+        Self { runtime, inner: Mutex::default(), waiting: watch::Sender::new(0) }
+    }
+
+    /// The number of the next group.
+    pub(crate) fn next_id(&self) -> GroupId {
+        let mut inner = self.lock();
+        inner.last += 1;
+        GroupId { runtime: self.runtime, number: inner.last }
+    }
+
+    /// Keeps a group until it comes back.
+    pub(crate) fn put(&self, id: GroupId, requests: Vec<Request>) {
+        let mut inner = self.lock();
+        inner.groups.insert(id.number, requests);
+        self.waiting.send_replace(inner.groups.len());
+    }
+
+    /// A group has come back: the requests, if it is of this runtime and somebody waits for it.
+    pub(crate) fn take(&self, id: GroupId) -> Option<Vec<Request>> {
+        if id.runtime != self.runtime {
+            return None;
+        }
+        let mut inner = self.lock();
+        let taken = inner.groups.remove(&id.number);
+        self.waiting.send_replace(inner.groups.len());
+        taken
+    }
+
+    /// A group may not have got there: whoever waits for it is told, and asks again if they like. It may come back even so.
+    pub(crate) fn refuse(&self, id: GroupId, why: &str) {
+        for request in self.take(id).into_iter().flatten() {
+            request.refuse(StorageError::Failed(why.to_owned()));
+        }
+    }
+
+    /// How many groups wait.
+    pub(crate) fn waiting(&self) -> watch::Receiver<usize> {
+        self.waiting.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,161 @@
+//! The way out: requests that wait are taken together, and sent as one message.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use bytes::Bytes;
+use nexus_core::ids::Seq;
+use nexus_core::threads;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::apply::Entry;
+use super::outbox::Outbox;
+use super::wire::{self, GroupId, Head};
+use crate::contract::StorageError;
+use crate::embedded::core::full;
+use crate::embedded::queue::Taken;
+use crate::embedded::request::Request;
+use crate::embedded::shared::Shared;
+
+/// How long a mark of `advance` may wait for a group to go along with.
+const IDLE: Duration = Duration::from_secs(1);
+/// Groups that are on their way at once: while one waits for the disk of the server, the next are gathered and sent.
+const IN_FLIGHT_MAX: usize = 4;
+/// How long a group is sent again and again before whoever waits for it is told. Shorter than the stream's window for
+/// duplicates, within which a group that is sent twice is kept once.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(250);
+/// Of the largest message, what headers and the protocol take.
+const OVERHEAD_BYTES: usize = 4096;
+
+/// Sends what waits in the queue, until that is closed and empty.
+pub(crate) struct Sender {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) entries: mpsc::Sender<Entry>,
+    pub(crate) jetstream: Context,
+    pub(crate) stream: String,
+    pub(crate) subject: String,
+    pub(crate) runtime: Handle,
+}
+
+impl Sender {
+    /// Runs on a thread of its own.
+    pub(crate) fn run(self) {
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        let mut told = Seq(0);
+        loop {
+            threads::checkpoint();
+            match self.shared.queue.take(IDLE) {
+                Taken::Group(requests) => told = self.send(requests, &in_flight).unwrap_or(told),
+                Taken::Idle if self.below() > told => told = self.send(Vec::new(), &in_flight).unwrap_or(told),
+                Taken::Idle => {}
+                Taken::Closed => break,
+            }
+        }
+        if self.below() > told {
+            self.send(Vec::new(), &in_flight);
+        }
+        // All that is on its way is answered, one way or the other.
+        let all = self.runtime.block_on(in_flight.acquire_many(IN_FLIGHT_MAX as u32));
+        drop(all);
+    }
+
+    fn below(&self) -> Seq {
+        Seq(self.shared.advance_to.load(Ordering::Acquire))
+    }
+
+    /// Sends the requests in as few messages as they fit in. The mark that went along.
+    fn send(&self, requests: Vec<Request>, in_flight: &Arc<Semaphore>) -> Option<Seq> {
+        let free = match self.shared.directory().and_then(|directory| directory.free_bytes()) {
+            Ok(free) => free,
+            Err(error) => {
+                requests.into_iter().for_each(|request| request.refuse(StorageError::Failed(error.to_string())));
+                return None;
+            }
+        };
+        let max = self.jetstream.client().server_info().max_payload.saturating_sub(OVERHEAD_BYTES);
+        let empty = requests.is_empty();
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        let mut told = None;
+        for request in requests {
+            if let Some(full) = full(&request, free, self.shared.config.reserve_bytes) {
+                request.refuse(full);
+                continue;
+            }
+            if matches!(request, Request::Progress { .. }) {
+                // It asks what is known here. The channel is only closed when everything is.
+                let _ = self.entries.blocking_send(Entry::Local(request));
+                continue;
+            }
+            let size = request.bytes();
+            if size > max {
+                request.refuse(StorageError::Invalid(format!(
+                    "{size} bytes in one write; the NATS server takes {max} in one message (its max_payload)"
+                )));
+                continue;
+            }
+            if bytes + size > max {
+                told = Some(self.send_group(std::mem::take(&mut group), in_flight));
+                bytes = 0;
+            }
+            bytes += size;
+            group.push(request);
+        }
+        if empty || !group.is_empty() {
+            told = Some(self.send_group(group, in_flight));
+        }
+        told
+    }
+
+    fn send_group(&self, requests: Vec<Request>, in_flight: &Arc<Semaphore>) -> Seq {
+        let id = self.outbox.next_id();
+        let delivered_below = self.below();
+        let head = Head { id, now: self.shared.config.clock.now(), delivered_below };
+        let message = wire::encode(&head, &requests);
+        self.outbox.put(id, requests);
+        // Never closed: an error cannot be.
+        let Ok(place) = self.runtime.block_on(in_flight.clone().acquire_owned()) else { return delivered_below };
+        let (jetstream, outbox) = (self.jetstream.clone(), self.outbox.clone());
+        let (stream, subject) = (self.stream.clone(), self.subject.clone());
+        self.runtime.spawn(async move {
+            if let Err(why) = publish(&jetstream, &stream, &subject, id, message).await {
+                tracing::error!(%why, group = %id, "a group of writes was not taken by NATS");
+                outbox.refuse(id, &why);
+            }
+            drop(place);
+        });
+        delivered_below
+    }
+}
+
+/// Publishes until the server says that it has the message.
+async fn publish(jetstream: &Context, stream: &str, subject: &str, id: GroupId, message: Bytes) -> Result<(), String> {
+    let began = Instant::now();
+    let id = id.to_string();
+    loop {
+        let publish = PublishMessage::build().payload(message.clone()).message_id(&id).expected_stream(stream);
+        let published = match jetstream.send_publish(subject.to_owned(), publish).await {
+            Ok(acknowledged) => acknowledged.await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = published else { return Ok(()) };
+        let again = !matches!(
+            error.kind(),
+            PublishErrorKind::MaxPayloadExceeded
+                | PublishErrorKind::WrongLastMessageId
+                | PublishErrorKind::WrongLastSequence
+        );
+        if !again || began.elapsed() > PATIENCE {
+            return Err(format!("NATS did not confirm that it has it: {error}"));
+        }
+        tracing::warn!(%error, group = id, "a group of writes is sent to NATS again");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
