@@ -102,7 +102,7 @@ async fn what_cannot_be_is_named_and_changes_nothing() {
         (r#"{"env": {"A=B": "x"}}"#, "env.A=B"),
         (r#"{"triggers": [{"filters": [{"exactly": {"type": "a"}}]}]}"#, "exactly"),
         (r#"{"triggers": [{"filters": [{"all": [{"exact": {}}]}]}]}"#, "all[0].exact"),
-        (r#"{"triggers": [{"filters": [{"sql": "type = 'a'"}]}]}"#, "sql"),
+        (r#"{"triggers": [{"filters": [{"sql": "type == 'a'"}]}]}"#, "sql: at byte 6"),
         (r#"{"triggers": [{"filter": []}]}"#, "filter"),
         ("[]", "not valid"),
         ("{", "not valid"),

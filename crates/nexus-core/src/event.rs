@@ -202,17 +202,19 @@ impl Event {
     /// An attribute's value as text, standard or extension, by its name; for filters.
     pub fn attribute(&self, name: &str) -> Option<std::borrow::Cow<'_, str>> {
         use std::borrow::Cow;
-        let optional = |v: &'_ Option<String>| v.clone().map(Cow::Owned);
         match name {
             "specversion" => Some("1.0".into()),
             "id" => Some(self.id.as_str().into()),
             "source" => Some(self.source.as_str().into()),
             "type" => Some(self.ty.as_str().into()),
-            "subject" => optional(&self.subject),
-            "time" => optional(&self.time),
-            "datacontenttype" => optional(&self.datacontenttype),
-            "dataschema" => optional(&self.dataschema),
-            _ => self.extensions.get(name).map(|v| v.to_string().into()),
+            "subject" => self.subject.as_deref().map(Cow::Borrowed),
+            "time" => self.time.as_deref().map(Cow::Borrowed),
+            "datacontenttype" => self.datacontenttype.as_deref().map(Cow::Borrowed),
+            "dataschema" => self.dataschema.as_deref().map(Cow::Borrowed),
+            _ => self.extensions.get(name).map(|v| match v {
+                ExtensionValue::String(text) => Cow::Borrowed(text.as_str()),
+                other => Cow::Owned(other.to_string()),
+            }),
         }
     }
 

@@ -1,13 +1,14 @@
-//! CloudEvents Subscriptions filters: `exact`, `prefix`, `suffix`, `all`, `any`, `not`.
+//! CloudEvents Subscriptions filters: `exact`, `prefix`, `suffix`, `all`, `any`, `not`, `sql`.
 //!
-//! Source: CloudEvents Subscriptions API 1.0, "Filters". The dialect `sql` is refused by name until it is here.
+//! Source: CloudEvents Subscriptions API 1.0, "Filters". Expressions of `sql` are those of [`crate::cesql`].
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::event::Event;
+use crate::cesql::{self, Attributes, Expression};
+use crate::event::{Event, ExtensionValue};
 
 /// How deep filters may nest.
 pub const DEPTH_MAX: usize = 16;
@@ -40,6 +41,8 @@ pub enum Filter {
     Any(Vec<Filter>),
     /// It does not match.
     Not(Box<Filter>),
+    /// The CloudEvents SQL expression is true, and evaluating it is no error.
+    Sql(Box<Expression>),
 }
 
 impl Filter {
@@ -55,6 +58,7 @@ impl Filter {
             Self::All(filters) => filters.iter().all(|f| f.matches(event)),
             Self::Any(filters) => filters.iter().any(|f| f.matches(event)),
             Self::Not(filter) => !filter.matches(event),
+            Self::Sql(expression) => expression.matches(event),
         }
     }
 
@@ -93,8 +97,10 @@ fn parse(value: &Value, path: &str, depth: usize, budget: &mut usize) -> Result<
         "all" => Ok(Filter::All(list(body, &at, depth, budget)?)),
         "any" => Ok(Filter::Any(list(body, &at, depth, budget)?)),
         "not" => Ok(Filter::Not(Box::new(parse(body, &at, depth + 1, budget)?))),
-        "sql" => invalid(&at, "is not supported; use exact, prefix, suffix, all, any or not"),
-        other => invalid(path, format!("unknown dialect {other:?}; known are exact, prefix, suffix, all, any, not")),
+        "sql" => Ok(Filter::Sql(Box::new(expression(body, &at)?))),
+        other => {
+            invalid(path, format!("unknown dialect {other:?}; known are exact, prefix, suffix, all, any, not, sql"))
+        }
     }
 }
 
@@ -122,6 +128,32 @@ fn list(body: &Value, path: &str, depth: usize, budget: &mut usize) -> Result<Ve
     items.iter().enumerate().map(|(i, item)| parse(item, &format!("{path}[{i}]"), depth + 1, budget)).collect()
 }
 
+/// An expression of which every function exists: to call another one could only be an error, event by event.
+fn expression(body: &Value, path: &str) -> Result<Expression, InvalidFilter> {
+    let Some(text) = body.as_str() else {
+        return invalid(path, "must be a string, a CloudEvents SQL expression");
+    };
+    let expression = match Expression::parse(text) {
+        Ok(expression) => expression,
+        Err(error) => return invalid(path, error.to_string()),
+    };
+    match expression.missing_function() {
+        Some(error) => invalid(path, error.to_string()),
+        None => Ok(expression),
+    }
+}
+
+/// Extensions that are numbers or truth are that in expressions too. A time is text, as it came.
+impl Attributes for Event {
+    fn get(&self, name: &str) -> Option<cesql::Value<'_>> {
+        match self.extensions.get(name) {
+            Some(ExtensionValue::Boolean(truth)) => Some(cesql::Value::Boolean(*truth)),
+            Some(ExtensionValue::Integer(number)) => Some(cesql::Value::Integer(*number)),
+            _ => self.attribute(name).map(cesql::Value::String),
+        }
+    }
+}
+
 impl TryFrom<Value> for Filter {
     type Error = InvalidFilter;
     fn try_from(value: Value) -> Result<Self, InvalidFilter> {
@@ -140,6 +172,7 @@ impl From<Filter> for Value {
             Filter::All(l) => ("all", list(l)),
             Filter::Any(l) => ("any", list(l)),
             Filter::Not(f) => ("not", Value::from(*f)),
+            Filter::Sql(e) => ("sql", Value::String(e.to_string())),
         };
         Value::Object(Map::from_iter([(dialect.to_owned(), body)]))
     }
@@ -152,6 +185,8 @@ mod tests {
     fn event() -> Event {
         let mut event = Event::new("1", "https://shop.example/eu", "com.example.order.created");
         event.set_attribute("region", "eu-west").expect("attribute");
+        event.extensions.insert("attempt".into(), ExtensionValue::Integer(3));
+        event.extensions.insert("vip".into(), ExtensionValue::Boolean(true));
         event
     }
 
@@ -173,6 +208,47 @@ mod tests {
         check(r#"{"any":[{"exact":{"type":"x"}},{"exact":{"region":"eu-west"}}]}"#, true);
         check(r#"{"not":{"exact":{"subject":"x"}}}"#, true);
         check(r#"{"not":{"any":[{"prefix":{"type":"com"}}]}}"#, false);
+        check(r#"{"sql":"type LIKE 'com.example.%' AND region = 'eu-west'"}"#, true);
+        check(r#"{"all":[{"sql":"attempt < 4"},{"sql":"vip"},{"sql":"EXISTS region"}]}"#, true);
+        check(r#"{"sql":"region"}"#, false);
+        check(r#"{"sql":"attempt"}"#, false);
+    }
+
+    #[test]
+    fn an_expression_with_an_error_does_not_match() {
+        let check = |text: &str, expected: bool| {
+            let filter = Filter::parse(&serde_json::json!({"sql": text})).expect(text);
+            assert_eq!(filter.matches(&event()), expected, "{text}");
+            assert_eq!(Filter::Not(Box::new(filter)).matches(&event()), !expected, "not {text}");
+        };
+        check("subject != 'x'", false);
+        check("subject = 'x' OR true", false);
+        check("NOT EXISTS subject OR subject != 'x'", true);
+        check("attempt / 0 = 0", false);
+        check("region", false);
+    }
+
+    #[test]
+    fn every_attribute_is_there_for_expressions() {
+        let mut event = event();
+        for (name, value) in [
+            ("subject", "s"),
+            ("time", "2018-04-26T14:48:09+02:00"),
+            ("datacontenttype", "text/plain"),
+            ("dataschema", "urn:x"),
+        ] {
+            assert_eq!(event.get(name), None, "{name}");
+            event.set_attribute(name, value).expect(name);
+            assert_eq!(event.get(name), Some(value.into()), "{name}");
+        }
+        assert_eq!(event.get("specversion"), Some("1.0".into()));
+        assert_eq!(event.get("id"), Some("1".into()));
+        assert_eq!(event.get("source"), Some("https://shop.example/eu".into()));
+        assert_eq!(event.get("type"), Some("com.example.order.created".into()));
+        assert_eq!(event.get("region"), Some("eu-west".into()));
+        assert_eq!(event.get("attempt"), Some(3.into()));
+        assert_eq!(event.get("vip"), Some(true.into()));
+        assert_eq!(event.get("data"), None);
     }
 
     #[test]
@@ -186,7 +262,10 @@ mod tests {
         check("{}", "filter", "exactly one");
         check(r#"{"exact":{"type":"a"},"prefix":{"type":"a"}}"#, "filter", "exactly one");
         check(r#"{"regex":{"type":"a"}}"#, "filter", "regex");
-        check(r#"{"sql":"type = 'a'"}"#, "sql", "not supported");
+        check(r#"{"sql":7}"#, "sql", "string");
+        check(r#"{"sql":""}"#, "sql", "at byte 0");
+        check(r#"{"any":[{"sql":"type = 'a'"},{"sql":"type == 'a'"}]}"#, "any[1].sql", "at byte 6");
+        check(r#"{"not":{"sql":"true OR lenght(type) = 1"}}"#, "not.sql", "at byte 8: there is no function LENGHT");
         check(r#"{"exact":{}}"#, "exact", "at least one");
         check(r#"{"exact":{"Type":"a"}}"#, "exact", "Type");
         check(r#"{"all":[{"exact":{"type":"a"}},{"exact":{"type":1}}]}"#, "all[1].exact.type", "string");

@@ -2,6 +2,7 @@
 //!
 //! No tokio and no I/O: nearly everything here is data, or a pure function of data.
 
+pub mod cesql;
 pub mod clock;
 pub mod event;
 pub mod filter;
