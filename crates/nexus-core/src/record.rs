@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
-use crate::ids::{FunctionName, InvocationId, Seq};
+use crate::ids::{FunctionName, InvocationId, RuntimeId, Seq};
 use crate::trace::{SpanId, TraceContext};
 
 /// An event on its way into the log.
@@ -23,6 +23,9 @@ pub struct NewRecord {
     /// The one function that it is addressed to; else triggers decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<FunctionName>,
+    /// The runtime that delivers it itself, because a client there waits for the answer. When that runtime is gone, any other does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<RuntimeId>,
     /// The event.
     pub event: Event,
 }

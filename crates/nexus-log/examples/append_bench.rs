@@ -81,6 +81,7 @@ fn event(n: u64) -> NewRecord {
         parent_span: None,
         cause: None,
         target: None,
+        claimed_by: None,
         event,
     }
 }

@@ -8,11 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
-use nexus_core::ids::{Digest, FunctionName, InvocationId, Seq};
+use nexus_core::ids::{Digest, FunctionName, InvocationId, RuntimeId, Seq};
 use nexus_core::outcome::Outcome;
 use nexus_core::record::{NewRecord, Record};
 use nexus_core::trace::TraceId;
 use tokio::sync::watch;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Why storage did not do it. [`StorageError::is_retryable`] tells whether the same call may succeed later.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +122,46 @@ pub struct Progress {
     pub parked: Vec<Parked>,
 }
 
+/// The runtimes that share a log, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// This one.
+    pub me: RuntimeId,
+    /// All that are there, in order. This one is not among them while it is given up, as after a long pause.
+    pub all: Vec<RuntimeId>,
+    /// Raised whenever one comes or goes: then events have other owners.
+    pub epoch: u64,
+}
+
+impl Members {
+    /// One that shares its log with nobody.
+    pub fn alone() -> Self {
+        Self { me: RuntimeId(0), all: vec![RuntimeId(0)], epoch: 0 }
+    }
+
+    /// Who delivers an event; `None` while nobody is there. Events with the same `partitionkey` have the same owner.
+    ///
+    /// By rendezvous hashing (Thaler and Ravishankar, 1998): when a runtime comes or goes, only its own part moves.
+    pub fn owner(&self, record: &Record) -> Option<RuntimeId> {
+        if let Some(claimed) = record.entry.claimed_by.filter(|claimed| self.all.contains(claimed)) {
+            return Some(claimed);
+        }
+        let key = match record.entry.event.attribute(PARTITION_KEY) {
+            Some(key) => xxh3_64(key.as_bytes()),
+            None => xxh3_64(&record.seq.0.to_be_bytes()),
+        };
+        self.all.iter().copied().max_by_key(|runtime| xxh3_64_with_seed(&key.to_be_bytes(), runtime.0))
+    }
+
+    /// Whether this runtime delivers an event.
+    pub fn owns(&self, record: &Record) -> bool {
+        self.owner(record) == Some(self.me)
+    }
+}
+
+/// The extension attribute by which events belong together (CloudEvents, "Partitioning").
+pub const PARTITION_KEY: &str = "partitionkey";
+
 /// Which events are asked for; every given part must hold.
 #[derive(Clone, Debug, Default)]
 pub struct EventQuery {
@@ -171,11 +212,17 @@ pub trait Log: Send + Sync + 'static {
     /// invocation, after an answer that was lost, adds no second outcome.
     async fn commit(&self, commit: Commit) -> Result<Vec<Receipt>, StorageError>;
 
-    /// Remembers that every event before `below` is delivered or parked. Need not be durable at return: after a crash
-    /// an older mark only makes more be looked at again.
-    async fn advance(&self, below: Seq) -> Result<(), StorageError>;
+    /// Remembers that every event before `below` that is this runtime's own is delivered or parked; what is its own is known by
+    /// the epoch of [`Members`]. Need not be durable at return: after a crash an older mark only makes more be looked at again.
+    async fn advance(&self, below: Seq, epoch: u64) -> Result<(), StorageError>;
 
-    /// How far delivery has come, as far as it is durable; read once at start.
+    /// The runtimes that share the log; changes wake whoever waits.
+    fn members(&self) -> watch::Receiver<Arc<Members>>;
+
+    /// Every event before this place is delivered or parked, by whichever runtime.
+    fn delivered_below(&self) -> Seq;
+
+    /// How far delivery has come, as far as it is durable; read at the start of each epoch.
     async fn progress(&self) -> Result<Progress, StorageError>;
 
     /// The last durable place; changes wake whoever waits.
@@ -241,4 +288,50 @@ pub struct Storage {
     pub registry: Arc<dyn Registry>,
     /// Components.
     pub artifacts: Arc<dyn Artifacts>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{Settings, numbered};
+
+    fn members(all: &[u64]) -> Members {
+        Members { me: RuntimeId(all[0]), all: all.iter().map(|id| RuntimeId(*id)).collect(), epoch: 1 }
+    }
+
+    fn record(seq: u64) -> Record {
+        Record { seq: Seq(seq), entry: numbered(&Settings::default(), seq) }
+    }
+
+    #[test]
+    fn events_are_shared_evenly_and_stay_where_they_are() {
+        let (three, two) = (members(&[11, 22, 33]), members(&[11, 22]));
+        let mut counts = std::collections::BTreeMap::new();
+        for seq in 1..=3000 {
+            let owner = three.owner(&record(seq)).expect("an owner");
+            *counts.entry(owner.0).or_insert(0) += 1;
+            if owner.0 != 33 {
+                assert_eq!(two.owner(&record(seq)), Some(owner), "only what was the third's moves");
+            }
+        }
+        assert!(counts.len() == 3 && counts.values().all(|count| (800..1200).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn keys_keep_together_and_claims_hold_while_who_claims_is_there() {
+        let three = members(&[11, 22, 33]);
+        let keyed = |seq: u64, key: &str| {
+            let mut record = record(seq);
+            record.entry.event.set_attribute(PARTITION_KEY, key).expect("an attribute");
+            three.owner(&record)
+        };
+        assert!((1..100).all(|seq| keyed(seq, "customer-7") == keyed(0, "customer-7")));
+        assert!((1..100).any(|seq| keyed(0, &seq.to_string()) != keyed(0, "customer-7")));
+        let mut claimed = record(1);
+        claimed.entry.claimed_by = Some(RuntimeId(22));
+        assert_eq!(three.owner(&claimed), Some(RuntimeId(22)));
+        claimed.entry.claimed_by = Some(RuntimeId(44));
+        assert_eq!(three.owner(&claimed), three.owner(&record(1)), "it is gone");
+        assert_eq!(members(&[11]).owner(&claimed), Some(RuntimeId(11)));
+    }
 }

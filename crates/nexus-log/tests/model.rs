@@ -182,7 +182,7 @@ impl Run {
             Op::Advance(part) => {
                 let mark = Seq((self.model.next + 1) * u64::from(*part) / 255);
                 self.model.below = self.model.below.max(mark);
-                self.log().advance(mark).await.expect("advance");
+                self.log().advance(mark, 0).await.expect("advance");
             }
             Op::Pass(seconds) => self.settings.pass(*seconds),
             Op::Retain => assert_eq!(self.log().retain().await.expect("retain"), self.model.retain(now)),

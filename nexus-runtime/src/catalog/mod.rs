@@ -14,6 +14,7 @@ use nexus_engine::{Engine, Profile};
 use nexus_log::{Revision, Storage, StorageError};
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 pub use deploy::DeployError;
 pub use loaded::Ready;
@@ -140,6 +141,22 @@ impl Catalog {
         }
         *self.view.write() = Arc::new(View { entries });
         Ok(())
+    }
+
+    /// Keeps up with what is deployed, by this runtime or by others, until the server stops.
+    pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.storage.registry.changes();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            // One that deploys here has its own view of what is there, and waits for nobody.
+            let _alone = self.changing.lock().await;
+            if let Err(error) = self.refresh().await {
+                tracing::error!(%error, "what is deployed cannot be read");
+            }
+        }
     }
 
     /// Makes a version ready to run: from memory, from the artifact cache, or compiled anew.

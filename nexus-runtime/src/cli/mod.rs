@@ -1,5 +1,6 @@
 //! The command line. Data goes to standard output, an error is one line on standard error, the exit code tells the kind.
 
+mod child;
 mod client;
 mod deploy;
 mod dev;
@@ -155,6 +156,9 @@ enum Command {
                             nexus observe --cgroup /system.slice/nginx.service"
     )]
     Observe(observe::ObserveArgs),
+    /// Becomes a program that ends with the process that started it
+    #[command(hide = true)]
+    Child(child::ChildArgs),
     /// Says what works on this machine, and how to get the rest
     #[command(after_help = "Examples:\n  nexus doctor\n  nexus doctor --overhead")]
     Doctor(doctor::DoctorArgs),
@@ -172,6 +176,7 @@ pub fn run() -> ExitCode {
         Command::Observe(args) => observe::run(args, global.output),
         Command::Build { dir } => crate::build::build(&dir).map(|_| ExitCode::SUCCESS).map_err(Failure::from),
         Command::New(args) => new::run(&args),
+        Command::Child(args) => child::run(args),
         other => on_client_runtime(run_client(other, global)),
     };
     match done {
@@ -214,9 +219,12 @@ async fn run_client(command: Command, global: Global) -> Done {
         Command::Profile(args) => profile::run(args, &client).await,
         Command::Logs(args) => logs::run(args, &client).await,
         Command::Doctor(args) => doctor::run(args, &client).await,
-        Command::Dev(_) | Command::Serve(_) | Command::Observe(_) | Command::Build { .. } | Command::New(_) => {
-            Err(Failure::failed("this command does not talk to a server"))
-        }
+        Command::Dev(_)
+        | Command::Serve(_)
+        | Command::Observe(_)
+        | Command::Build { .. }
+        | Command::New(_)
+        | Command::Child(_) => Err(Failure::failed("this command does not talk to a server")),
     }
 }
 

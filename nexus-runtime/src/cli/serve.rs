@@ -31,6 +31,21 @@ pub struct ServerArgs {
     /// Where everything durable is
     #[arg(long, env = "NEXUS_DATA_DIR")]
     data_dir: Option<PathBuf>,
+    /// The log in NATS JetStream: addresses of its servers with commas between them, or `managed` for a server of our own
+    #[arg(long, value_name = "URL|managed", env = "NEXUS_NATS")]
+    nats: Option<String>,
+    /// Copies of each message in the NATS cluster: 1, 3 or 5 [default: 1]
+    #[arg(long, value_name = "N", env = "NEXUS_NATS_REPLICAS")]
+    nats_replicas: Option<u8>,
+    /// The name of the stream in NATS [default: NEXUS]
+    #[arg(long, value_name = "NAME", env = "NEXUS_NATS_STREAM")]
+    nats_stream: Option<String>,
+    /// A file of credentials for NATS
+    #[arg(long, value_name = "FILE", env = "NEXUS_NATS_CREDENTIALS")]
+    nats_credentials: Option<PathBuf>,
+    /// The program for `--nats managed` [default: nats-server]
+    #[arg(long, value_name = "FILE", env = "NEXUS_NATS_SERVER")]
+    nats_server: Option<PathBuf>,
     /// The kernel's account [default: auto]
     #[arg(long, value_enum, env = "NEXUS_KERNEL")]
     kernel: Option<KernelWanted>,
@@ -69,6 +84,22 @@ impl ServerArgs {
         }
         if let Some(data_dir) = &self.data_dir {
             config.data_dir = data_dir.clone();
+        }
+        if let Some(servers) = &self.nats {
+            config.nats.get_or_insert_default().servers = servers.clone();
+        }
+        let nats_asked = self.nats_replicas.is_some() || self.nats_stream.is_some() || self.nats_credentials.is_some();
+        match &mut config.nats {
+            Some(nats) => {
+                nats.replicas = self.nats_replicas.unwrap_or(nats.replicas);
+                nats.stream = self.nats_stream.clone().unwrap_or_else(|| nats.stream.clone());
+                nats.credentials = self.nats_credentials.clone().or(nats.credentials.take());
+                nats.program = self.nats_server.clone().unwrap_or_else(|| nats.program.clone());
+            }
+            None if nats_asked => {
+                anyhow::bail!("--nats-… without --nats; say where the servers are, or `--nats managed`")
+            }
+            None => {}
         }
         if let Some(kernel) = self.kernel {
             config.kernel = kernel;

@@ -2,6 +2,9 @@
 //!
 //! The log is the queue: nothing is handed over in memory that a crash could lose. What is in flight is bounded, and
 //! how far delivery has come is told to the log, so that a restart begins there.
+//!
+//! Where several runtimes share the log, each delivers the events that are its own ([`nexus_log::Members`]). When one comes or
+//! goes, all look anew at everything that is not known to be delivered.
 
 mod claims;
 mod lanes;
@@ -12,11 +15,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nexus_core::ids::{FunctionName, Seq};
+use nexus_core::ids::{FunctionName, RuntimeId, Seq};
 use nexus_core::outcome::{Disposition, TriggerKind};
 use nexus_core::record::Record;
-use nexus_log::{Parked, StorageError};
-use tokio::sync::Semaphore;
+use nexus_log::{Members, Parked, StorageError};
+use parking_lot::RwLock;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -42,6 +46,7 @@ pub struct Dispatcher {
     lanes: lanes::Lanes,
     room: Arc<Semaphore>,
     room_kib: u32,
+    members: RwLock<Arc<Members>>,
     deliveries: TaskTracker,
     stop: CancellationToken,
 }
@@ -61,13 +66,14 @@ impl Dispatcher {
     /// A dispatcher that holds at most `room_kib` of deliveries in memory. It begins when [`Dispatcher::run`] is polled.
     pub fn new(line: Arc<Line>, room_kib: u32, stop: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
-            line,
             tracker: tracker::Tracker::default(),
             claims: claims::Claims::default(),
             retries: retries::Retries::default(),
             lanes: lanes::Lanes::new(room_kib),
             room: Arc::new(Semaphore::new(room_kib as usize)),
             room_kib,
+            members: RwLock::new(line.storage.log.members().borrow().clone()),
+            line,
             deliveries: TaskTracker::new(),
             stop,
         })
@@ -76,12 +82,27 @@ impl Dispatcher {
     /// Runs until told to stop; what is in flight then is waited for by [`Dispatcher::drain`].
     pub async fn run(self: Arc<Self>) -> Result<(), StorageError> {
         let log = self.line.storage.log.clone();
-        let progress = log.progress().await?;
-        let mut head = log.head();
-        let recovered_to = *head.borrow_and_update();
-        self.tracker.start_at(progress.delivered_below.max(Seq(1)));
-        self.retries.add(progress.parked);
-        let mut next = self.tracker.below();
+        let (mut head, mut members) = (log.head(), log.members());
+        while !self.stop.is_cancelled() {
+            *self.members.write() = members.borrow_and_update().clone();
+            let progress = log.progress().await?;
+            let recovered_to = *head.borrow_and_update();
+            self.tracker.start_at(progress.delivered_below.max(Seq(1)));
+            self.retries.replace(progress.parked);
+            self.deliver_own(&log, &mut head, &mut members, recovered_to).await;
+        }
+        Ok(())
+    }
+
+    /// Delivers what is this runtime's own, until other events are, or the server stops.
+    async fn deliver_own(
+        self: &Arc<Self>,
+        log: &Arc<dyn nexus_log::Log>,
+        head: &mut watch::Receiver<Seq>,
+        members: &mut watch::Receiver<Arc<Members>>,
+        recovered_to: Seq,
+    ) {
+        let mut next = self.tracker.read_to();
         loop {
             let until = *head.borrow_and_update();
             while next <= until && !self.stop.is_cancelled() {
@@ -100,16 +121,20 @@ impl Dispatcher {
                 }
                 next = last.next();
                 self.tracker.read_below(next);
-                self.tell(&log).await;
+                self.tell(log).await;
+                if members.has_changed().unwrap_or(true) {
+                    return;
+                }
             }
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Ok(()),
+                () = self.stop.cancelled() => return,
+                _ = members.changed() => return,
                 // Before the new ones: under a load that never pauses they would never come to their turn.
                 parked = self.retries.due() => self.retry(parked).await,
-                changed = head.changed() => if changed.is_err() { return Ok(()) },
+                changed = head.changed() => if changed.is_err() { return self.stop.cancelled().await },
                 // An idle dispatcher has news for the log too: deliveries end.
-                () = self.tracker.moved() => self.tell(&log).await,
+                () = self.tracker.moved() => self.tell(log).await,
             }
         }
     }
@@ -136,8 +161,23 @@ impl Dispatcher {
     }
 
     /// Where an event is.
-    pub fn stage(&self, seq: Seq) -> Stage {
-        self.tracker.stage(seq)
+    pub fn stage(&self, record: &Record) -> Stage {
+        match self.tracker.stage(record.seq) {
+            // Of another runtime's events only the outcomes are known here, and how far all have come.
+            Stage::Settled if !self.owns(record) && record.seq >= self.line.storage.log.delivered_below() => {
+                Stage::Waiting
+            }
+            stage => stage,
+        }
+    }
+
+    /// What other runtimes know by that this one delivers an event itself; none where there are no others.
+    pub fn claimant(&self) -> Option<RuntimeId> {
+        Some(self.members.read().me).filter(|me| *me != RuntimeId::default())
+    }
+
+    fn owns(&self, record: &Record) -> bool {
+        self.members.read().owns(record)
     }
 
     /// Events in the log that are not settled.
@@ -159,8 +199,9 @@ impl Dispatcher {
     }
 
     async fn tell(&self, log: &Arc<dyn nexus_log::Log>) {
+        let epoch = self.members.read().epoch;
         if let Some(below) = self.tracker.news()
-            && let Err(error) = log.advance(below).await
+            && let Err(error) = log.advance(below, epoch).await
         {
             // It only means that a restart looks at more.
             tracing::warn!(%error, "progress not written");
@@ -169,6 +210,10 @@ impl Dispatcher {
 
     /// Routes one event and begins its deliveries.
     async fn take(self: &Arc<Self>, record: Arc<Record>, recovered_to: Seq) {
+        // What is in flight since before the runtimes changed is carried to its end.
+        if !self.owns(&record) || self.tracker.is_in_flight(record.seq) {
+            return;
+        }
         if record.entry.target.is_some() && self.claims.seen(self, &record) {
             return;
         }
@@ -233,6 +278,7 @@ impl Dispatcher {
             };
             if dispatcher.deliver(work).await {
                 work.in_flight.settle();
+                dispatcher.retries.ended(work.seq, &work.name);
             }
         });
     }
@@ -263,6 +309,10 @@ impl Dispatcher {
 
     async fn deliver_once(&self, record: &Arc<Record>, work: &Work) -> Result<(), StorageError> {
         let (name, attempt) = (&work.name, work.attempt);
+        if !self.owns(record) {
+            // It waited here while it became another runtime's.
+            return Ok(());
+        }
         let entry = self.line.catalog.view().get(name).cloned();
         let Some((entry, version)) = entry.and_then(|e| Some((e.clone(), e.function.current()?.clone()))) else {
             return self.line.give_up(record, name.clone(), attempt).await;
@@ -290,13 +340,20 @@ impl Dispatcher {
         let record = match self.line.storage.log.get(parked.seq).await {
             Ok(Some(record)) => record,
             // Parked events are never taken by retention.
-            Ok(None) => return tracing::error!(seq = parked.seq.0, "a parked event is not in the log"),
+            Ok(None) => {
+                self.retries.ended(parked.seq, &parked.function);
+                return tracing::error!(seq = parked.seq.0, "a parked event is not in the log");
+            }
             Err(error) => {
                 tracing::error!(%error, seq = parked.seq.0, "a parked event cannot be read");
+                self.retries.ended(parked.seq, &parked.function);
                 self.retries.add([parked]);
                 return self.pause().await;
             }
         };
+        if !self.owns(&record) {
+            return self.retries.ended(parked.seq, &parked.function);
+        }
         self.line.telemetry.retrying(&record, &parked.function);
         let in_flight = self.tracker.begin_again(parked.seq);
         self.begin(&record, parked.function, parked.attempt + 1, in_flight);

@@ -1,18 +1,41 @@
 //! Deliveries that wait to be tried again. The log has them too: this is only the alarm clock.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use nexus_core::ids::{FunctionName, Seq};
 use nexus_log::Parked;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 #[derive(Default)]
 pub(super) struct Retries {
-    waiting: Mutex<BinaryHeap<Reverse<Waiting>>>,
+    inner: Mutex<Inner>,
     added: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    waiting: BinaryHeap<Reverse<Waiting>>,
+    /// Of each delivery that waits: the attempt that failed last. What is in the heap beside that is out of date.
+    attempts: HashMap<(Seq, FunctionName), u32>,
+    /// Those that are being tried again.
+    running: HashMap<(Seq, FunctionName), u32>,
+}
+
+impl Inner {
+    fn add(&mut self, parked: Parked) {
+        let key = (parked.seq, parked.function.clone());
+        if self.running.get(&key).is_some_and(|attempt| *attempt >= parked.attempt) {
+            return;
+        }
+        self.running.remove(&key);
+        if self.attempts.insert(key, parked.attempt) != Some(parked.attempt) {
+            self.waiting.push(Reverse(Waiting(parked)));
+        }
+    }
 }
 
 struct Waiting(Parked);
@@ -45,23 +68,44 @@ impl Ord for Waiting {
 
 impl Retries {
     pub fn add(&self, parked: impl IntoIterator<Item = Parked>) {
-        self.waiting.lock().extend(parked.into_iter().map(|p| Reverse(Waiting(p))));
+        let mut inner = self.inner.lock();
+        parked.into_iter().for_each(|parked| inner.add(parked));
+        drop(inner);
         self.added.notify_one();
     }
 
+    /// What waits is this now, but for what is being tried again.
+    pub fn replace(&self, parked: Vec<Parked>) {
+        let mut inner = self.inner.lock();
+        inner.waiting.clear();
+        inner.attempts.clear();
+        parked.into_iter().for_each(|parked| inner.add(parked));
+        drop(inner);
+        self.added.notify_one();
+    }
+
+    /// A delivery that was taken has come to its end.
+    pub fn ended(&self, seq: Seq, function: &FunctionName) {
+        self.inner.lock().running.remove(&(seq, function.clone()));
+    }
+
     pub fn len(&self) -> usize {
-        self.waiting.lock().len()
+        self.inner.lock().attempts.len()
     }
 
     /// Waits for the next one whose time has come, and takes it. Cancelled, it takes none.
     pub async fn due(&self) -> Parked {
         loop {
             let wait = {
-                let mut waiting = self.waiting.lock();
+                let mut inner = self.inner.lock();
                 let now = Timestamp::now();
-                match waiting.peek() {
+                match inner.waiting.peek() {
                     Some(Reverse(first)) if first.0.at <= now => {
-                        if let Some(Reverse(Waiting(parked))) = waiting.pop() {
+                        let Some(Reverse(Waiting(parked))) = inner.waiting.pop() else { continue };
+                        let key = (parked.seq, parked.function.clone());
+                        if inner.attempts.get(&key) == Some(&parked.attempt) {
+                            inner.attempts.remove(&key);
+                            inner.running.insert(key, parked.attempt);
                             return parked;
                         }
                         continue;
@@ -79,5 +123,40 @@ impl Retries {
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parked(seq: u64, attempt: u32) -> Parked {
+        Parked { seq: Seq(seq), function: "f".parse().expect("a name"), attempt, at: Timestamp::UNIX_EPOCH }
+    }
+
+    async fn due(retries: &Retries) -> Option<(u64, u32)> {
+        let due = tokio::time::timeout(Duration::from_millis(20), retries.due()).await.ok()?;
+        Some((due.seq.0, due.attempt))
+    }
+
+    #[tokio::test]
+    async fn each_delivery_is_tried_once_however_often_it_is_told_of() {
+        let retries = Retries::default();
+        retries.add([parked(1, 1), parked(2, 1)]);
+        // The same, and one more, as read anew.
+        retries.replace(vec![parked(1, 1), parked(2, 1), parked(3, 4)]);
+        retries.add([parked(1, 1)]);
+        assert_eq!(retries.len(), 3);
+        assert_eq!(
+            [due(&retries).await, due(&retries).await, due(&retries).await],
+            [Some((1, 1)), Some((2, 1)), Some((3, 4))]
+        );
+        // They are being tried: what is read anew still has them.
+        retries.replace(vec![parked(1, 1), parked(2, 1), parked(3, 4)]);
+        assert_eq!(due(&retries).await, None);
+        // One failed again, one has ended, and is parked no more.
+        retries.add([parked(1, 2)]);
+        retries.ended(Seq(2), &"f".parse().expect("a name"));
+        assert_eq!([due(&retries).await, due(&retries).await], [Some((1, 2)), None]);
     }
 }

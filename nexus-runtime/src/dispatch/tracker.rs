@@ -41,12 +41,24 @@ impl Inner {
 }
 
 impl Tracker {
+    /// Reading begins at this place, or begins again.
     pub fn start_at(&self, below: Seq) {
         let mut inner = self.state.inner.lock();
         (inner.read_below, inner.told) = (below, below);
     }
 
-    pub fn below(&self) -> Seq {
+    /// Everything before this place was read.
+    pub fn read_to(&self) -> Seq {
+        self.state.inner.lock().read_below
+    }
+
+    /// Whether a first attempt of the event is in flight.
+    pub fn is_in_flight(&self, seq: Seq) -> bool {
+        self.state.inner.lock().first.contains_key(&seq)
+    }
+
+    #[cfg(test)]
+    fn below(&self) -> Seq {
         self.state.inner.lock().below()
     }
 

@@ -58,8 +58,9 @@ pub async fn call(State(gateway): State<Shared>, request: Request) -> Result<Res
     let claim = gateway.dispatcher.claim(&event_id);
     let line = gateway.line.clone();
     // In a task of its own: once the event is in the log it is carried to its end, whether the client waits or not.
+    let claimed_by = gateway.dispatcher.claimant();
     let work = gateway.dispatcher.spawn(async move {
-        let incoming = Incoming { event, parent, target: Some(name) };
+        let incoming = Incoming { event, parent, target: Some(name), claimed_by };
         let (mut records, receipts) = match line.accept(vec![incoming]).await {
             Ok(accepted) => accepted,
             Err(error) => {

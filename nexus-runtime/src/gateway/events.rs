@@ -29,7 +29,7 @@ pub async fn append(State(gateway): State<Shared>, headers: HeaderMap, body: Bod
     let incoming = decoded
         .events
         .into_iter()
-        .map(|event| Incoming { event, parent: parent.clone(), target: None })
+        .map(|event| Incoming { event, parent: parent.clone(), target: None, claimed_by: None })
         .collect::<Vec<_>>();
     if incoming.is_empty() {
         return Ok((StatusCode::ACCEPTED, Json(json!({"events": []}))).into_response());
@@ -118,7 +118,7 @@ pub async fn list(State(gateway): State<Shared>, Query(query): Query<ListQuery>)
         for record in page.records {
             let seq = record.seq;
             // The stage first: what is settled then has all its outcomes when they are read.
-            let stage = gateway.dispatcher.stage(seq);
+            let stage = gateway.dispatcher.stage(&record);
             let outcomes = gateway.line.storage.log.outcomes(seq).await?;
             let wanted = function.as_ref().is_none_or(|f| outcomes.iter().any(|o| o.function == *f))
                 && status.is_none_or(|s| EventStatus::of(&outcomes, stage) == s);
@@ -174,7 +174,7 @@ pub async fn get(
 ) -> Result<Response, Problem> {
     let record = find_one(&gateway, &id, query.source.as_deref()).await?;
     // The stage first: what is settled then has all its outcomes when they are read.
-    let stage = gateway.dispatcher.stage(record.seq);
+    let stage = gateway.dispatcher.stage(&record);
     let outcomes = gateway.line.storage.log.outcomes(record.seq).await?;
     Ok(Json(EventView::new(record, outcomes, stage)).into_response())
 }

@@ -75,12 +75,13 @@ impl From<StorageError> for Problem {
         let (status, kind, retry) = match &error {
             StorageError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk-full", Some(5)),
             StorageError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy", Some(1)),
+            StorageError::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "storage", Some(5)),
             StorageError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "closing", Some(5)),
             StorageError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid", None),
             StorageError::Conflict { .. } => (StatusCode::CONFLICT, "conflict", None),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "storage", None),
         };
-        if status == StatusCode::INTERNAL_SERVER_ERROR {
+        if status == StatusCode::INTERNAL_SERVER_ERROR || matches!(error, StorageError::Failed(_)) {
             tracing::error!(%error, "storage failed");
         }
         let problem = Self::new(status, kind, error.to_string());

@@ -5,7 +5,7 @@ use nexus_core::ids::{InvocationId, Seq};
 use nexus_core::outcome::Disposition;
 use nexus_core::record::Cause;
 
-use super::{Harness, Settings, append, commit, numbered, open, opened, outcome, start};
+use super::{Harness, Settings, advance, append, commit, numbered, open, opened, outcome, start};
 use crate::contract::{Commit, Parked, Progress};
 
 fn retry(seconds: i64) -> Disposition {
@@ -138,7 +138,7 @@ pub async fn progress_is_there_after_reopening(harness: &dyn Harness) {
     assert_eq!(storage.log.progress().await.expect("progress"), Progress::default());
     storage.log.append((0..10).map(|n| numbered(&settings, n)).collect()).await.expect("append");
     for (mark, expected) in [(4, 4), (2, 4), (11, 11)] {
-        opened.storage().log.advance(Seq(mark)).await.expect("advance");
+        advance(&*opened.storage().log, Seq(mark)).await.expect("advance");
         opened.close().await.expect("close");
         opened = open(&*place, &settings).await;
         let progress = opened.storage().log.progress().await.expect("progress");

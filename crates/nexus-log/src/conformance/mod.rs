@@ -143,6 +143,12 @@ pub fn start() -> Timestamp {
     Timestamp::from_second(1_750_000_000).expect("a time within the calendar")
 }
 
+/// Tells the log how far delivery has come, in the epoch that is now.
+pub async fn advance(log: &dyn Log, below: Seq) -> Result<(), StorageError> {
+    let epoch = log.members().borrow().epoch;
+    log.advance(below, epoch).await
+}
+
 /// An event of a number: its id is the number, its payload names it.
 pub fn numbered(settings: &Settings, n: u64) -> NewRecord {
     record(settings, &n.to_string(), "/conformance", "test.numbered")
@@ -164,6 +170,7 @@ pub fn record(settings: &Settings, id: &str, source: &str, ty: &str) -> NewRecor
         parent_span: None,
         cause: None,
         target: None,
+        claimed_by: None,
         event,
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nexus_core::ids::Seq;
 use nexus_core::outcome::Disposition;
 
-use super::{Harness, Settings, append, commit, numbered, open, opened, outcome, start};
+use super::{Harness, Settings, advance, append, commit, numbered, open, opened, outcome, start};
 use crate::contract::{EventQuery, Log, Retention};
 
 async fn places(log: &dyn Log) -> Vec<u64> {
@@ -26,7 +26,7 @@ pub async fn retention_by_age_takes_what_is_old(harness: &dyn Harness) {
         append(&*storage.log, entry).await;
         settings.pass(10);
     }
-    storage.log.advance(Seq(11)).await.expect("advance");
+    advance(&*storage.log, Seq(11)).await.expect("advance");
     append(&*storage.log, numbered(&settings, 10)).await;
     for (seconds, gone, left) in [
         (0, 1, vec![1, 2, 3, 4, 6, 7, 8, 9, 10, 11]),
@@ -54,7 +54,7 @@ pub async fn retention_by_size_takes_the_oldest(harness: &dyn Harness) {
         let batch = (first..first + 1000).map(|n| numbered(&settings, n)).collect();
         storage.log.append(batch).await.expect("append");
     }
-    storage.log.advance(Seq(3001)).await.expect("advance");
+    advance(&*storage.log, Seq(3001)).await.expect("advance");
     assert_eq!(storage.log.retain().await.expect("retain"), 0, "no bound, nothing goes");
     opened.close().await.expect("close");
 
@@ -84,7 +84,7 @@ pub async fn retention_leaves_what_is_not_delivered_or_parked(harness: &dyn Harn
     commit(&*storage.log, outcome(Seq(3), 1, Disposition::Retry { at: start() })).await;
     settings.pass(1_000_000);
     assert_eq!(storage.log.retain().await.expect("retain"), 0);
-    storage.log.advance(Seq(6)).await.expect("advance");
+    advance(&*storage.log, Seq(6)).await.expect("advance");
     append(&*storage.log, numbered(&settings, 11)).await;
     assert_eq!(storage.log.retain().await.expect("retain"), 4);
     assert_eq!(places(&*storage.log).await, [3, 6, 7, 8, 9, 10, 11]);
@@ -110,7 +110,7 @@ pub async fn what_retention_took_is_gone_from_every_answer(harness: &dyn Harness
     let (seq, trace) = (append(&**log, old.clone()).await, old.trace.trace_id);
     let outcome = outcome(seq, 1, Disposition::Done);
     commit(&**log, outcome.clone()).await;
-    log.advance(Seq(2)).await.expect("advance");
+    advance(&**log, Seq(2)).await.expect("advance");
     settings.pass(11);
     append(&**log, numbered(&settings, 2)).await;
     assert_eq!(log.retain().await.expect("retain"), 1);

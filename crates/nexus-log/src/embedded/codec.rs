@@ -14,6 +14,7 @@
 //! | `meta`     | `p`, seq, function              | attempt, time of the next                       |
 //! | `meta`     | `r`, registry key               | revision, value                                 |
 //! | `meta`     | `a`                             | of a copy: the last message taken in            |
+//! | `meta`     | `m`                             | of a copy: who shares the log                   |
 //! | `meta`     | `o`, block                      | of a copy: its first message, counters before   |
 //!
 //! Hashes find candidates; each is checked against the record, so that a collision costs time and nothing else.

@@ -10,7 +10,7 @@ use super::request::{Answer, Pending, Request};
 use super::shared::Shared;
 use super::state::{self, State};
 use super::store::Store;
-use crate::contract::StorageError;
+use crate::contract::{Members, StorageError};
 
 /// The open store, and what its one writer knows of it.
 pub(crate) struct Core {
@@ -28,6 +28,7 @@ impl Core {
         *shared.blocks.write().unwrap_or_else(PoisonError::into_inner) = blocks;
         shared.tail().clear();
         shared.set_floor(state.counters.floor);
+        shared.set_delivered_below(state.counters.delivered_below);
         shared.set_store(Some(store.clone()));
         shared.head.send_replace(Seq(state.counters.next_seq.0 - 1));
         Ok(Self { store, state })
@@ -47,6 +48,7 @@ impl Core {
             }
         }
         shared.set_floor(counters.floor);
+        shared.set_delivered_below(counters.delivered_below);
         let head = Seq(counters.next_seq.0 - 1);
         {
             let mut tail = shared.tail();
@@ -58,6 +60,14 @@ impl Core {
             }
         }
         shared.head.send_if_modified(|old| std::mem::replace(old, head) != head);
+        let membership = &self.state.membership;
+        shared.members.send_if_modified(|members| {
+            let changed = members.epoch != membership.epoch;
+            if changed {
+                *members = Arc::new(Members { me: members.me, all: membership.runtimes(), epoch: membership.epoch });
+            }
+            changed
+        });
         let revision = counters.revision;
         shared.changes.send_if_modified(|old| std::mem::replace(old, revision) != revision);
     }

@@ -1,7 +1,6 @@
 //! The log of the contract: what is written goes through the queue, what is read comes from memory or the store.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use nexus_core::ids::{InvocationId, Seq};
@@ -13,7 +12,7 @@ use super::codec::{self, Prepared};
 use super::request::{Answer, PreparedCommit, Request};
 use super::shared::Shared;
 use super::{read, retain};
-use crate::contract::{Commit, EventQuery, Log, Page, Progress, Receipt, StorageError};
+use crate::contract::{Commit, EventQuery, Log, Members, Page, Progress, Receipt, StorageError};
 
 /// The most events in one batch or commit.
 const BATCH_MAX: usize = 10_000;
@@ -74,12 +73,20 @@ impl Log for EmbeddedLog {
         ask(&self.shared, |answer| Request::Commit { commit, answer }).await
     }
 
-    async fn advance(&self, below: Seq) -> Result<(), StorageError> {
+    async fn advance(&self, below: Seq, epoch: u64) -> Result<(), StorageError> {
         if self.shared.queue.is_closed() {
             return Err(StorageError::Closed);
         }
-        self.shared.advance_to.fetch_max(below.0, Ordering::AcqRel);
+        self.shared.advance(below, epoch);
         Ok(())
+    }
+
+    fn delivered_below(&self) -> Seq {
+        self.shared.delivered_below()
+    }
+
+    fn members(&self) -> watch::Receiver<Arc<Members>> {
+        self.shared.members.subscribe()
     }
 
     async fn progress(&self) -> Result<Progress, StorageError> {

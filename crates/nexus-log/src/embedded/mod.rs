@@ -17,6 +17,7 @@ pub(crate) mod core;
 pub(crate) mod directory;
 pub(crate) mod journal;
 pub(crate) mod log;
+pub(crate) mod membership;
 pub(crate) mod plan;
 pub(crate) mod queue;
 pub(crate) mod read;

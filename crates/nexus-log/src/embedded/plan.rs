@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use fjall::OwnedWriteBatch;
+use fjall::{OwnedWriteBatch, Slice};
 use jiff::{SignedDuration, Timestamp};
 use nexus_core::ids::Seq;
-use nexus_core::outcome::Disposition;
+use nexus_core::outcome::{Disposition, Outcome};
 use nexus_core::record::Record;
 
 use super::codec::{self, Kind, Prepared};
+use super::membership::{Beat, MEMBERS_KEY};
+use super::read;
 use super::request::{Pending, PreparedCommit, Removal, Removed};
 use super::shared::Shared;
 use super::state::{APPLIED_KEY, Block, COUNTERS_KEY, Counters, State};
@@ -37,6 +39,8 @@ pub(crate) struct Plan<'a> {
     registry: HashMap<Vec<u8>, Option<Revision>>,
     tail_spoiled: bool,
     writes: bool,
+    /// Of a copy: outcomes of this group.
+    outcomes: Vec<Outcome>,
     /// Of a copy: the message that is being planned, and the counters as they were before it.
     origin: Option<(u64, Counters)>,
 }
@@ -56,6 +60,7 @@ impl<'a> Plan<'a> {
             first: state.counters.next_seq,
             now,
             origin: None,
+            outcomes: Vec::new(),
             appended: Vec::new(),
             ids: HashMap::new(),
             invocations: std::collections::HashSet::new(),
@@ -75,6 +80,14 @@ impl<'a> Plan<'a> {
         self.origin = Some((message, self.state.counters));
         self.batch.insert(&self.store.meta, APPLIED_KEY, message.to_be_bytes());
         self.writes = true;
+    }
+
+    /// Of a copy: what the message says of its sender.
+    pub(crate) fn beat(&mut self, beat: &Beat) {
+        let counters = &mut self.state.counters;
+        let below = self.state.membership.take(beat, counters.delivered_below);
+        counters.delivered_below = below.min(counters.next_seq);
+        self.batch.insert(&self.store.meta, MEMBERS_KEY, self.state.membership.encode());
     }
 
     /// Plans to append events; a duplicate is answered with the first one's receipt.
@@ -155,6 +168,7 @@ impl<'a> Plan<'a> {
             self.invocations.contains(&invocation) || self.store.ids.contains_key(invocation).map_err(failed)?;
         // Of an event that retention took (a late replay) nothing is kept; what it emitted is.
         if !known && seq >= self.state.counters.floor {
+            let (outcome, value, late) = self.after_others(outcome, value)?;
             let n = self.state.counters.next_outcome;
             self.state.counters.next_outcome += 1;
             self.invocations.insert(invocation);
@@ -163,8 +177,13 @@ impl<'a> Plan<'a> {
                 block.bytes += value.len() as u64;
             }
             self.batch.insert(&self.store.outcomes, codec::pair(seq, n), value);
+            if self.origin.is_some() {
+                self.outcomes.push(outcome.clone());
+            }
             let function = outcome.function;
             match outcome.disposition {
+                // Another runtime had the event meanwhile, and settled it: this one was given up, and came late.
+                _ if late => {}
                 Disposition::Retry { at } => self.park(Parked { seq, function, attempt: outcome.attempt, at }),
                 Disposition::Done | Disposition::Dead => self.unpark(seq, &function),
                 Disposition::Replayed => {}
@@ -172,6 +191,30 @@ impl<'a> Plan<'a> {
             self.writes = true;
         }
         self.append(emitted)
+    }
+
+    /// Of a copy: if another runtime delivered the same event to the same function meanwhile, this is a further attempt, and is
+    /// numbered so. Also whether the delivery is settled by now.
+    fn after_others(&self, mut outcome: Outcome, value: Slice) -> Result<(Outcome, Slice, bool), StorageError> {
+        if self.origin.is_none() || outcome.disposition == Disposition::Replayed {
+            return Ok((outcome, value, false));
+        }
+        let of_delivery =
+            |other: &Outcome| other.function == outcome.function && other.disposition != Disposition::Replayed;
+        let mut last: Option<Outcome> = None;
+        let planned = self.outcomes.iter().filter(|other| other.seq == outcome.seq).cloned();
+        let stored = read::outcomes_of(self.store, outcome.seq)?;
+        for other in stored.into_iter().chain(planned).filter(of_delivery) {
+            if last.as_ref().is_none_or(|last| other.attempt >= last.attempt) {
+                last = Some(other);
+            }
+        }
+        let Some(last) = last.filter(|last| last.attempt >= outcome.attempt) else {
+            return Ok((outcome, value, false));
+        };
+        outcome.attempt = last.attempt + 1;
+        let value = codec::encode_outcome(&outcome)?;
+        Ok((outcome, value, !matches!(last.disposition, Disposition::Retry { .. })))
     }
 
     fn park(&mut self, parked: Parked) {

@@ -87,6 +87,11 @@ pub(crate) fn outcomes(shared: &Shared, store: &Store, seq: Seq) -> Result<Vec<O
     if seq < shared.floor() {
         return Ok(Vec::new());
     }
+    outcomes_of(store, seq)
+}
+
+/// The same of an event that is known to be there.
+pub(crate) fn outcomes_of(store: &Store, seq: Seq) -> Result<Vec<Outcome>, StorageError> {
     let range = codec::pair(seq, 0)..=codec::pair(seq, u64::MAX);
     let values = store.outcomes.range(range).take(OUTCOMES_MAX);
     values.map(|entry| codec::decode_outcome(&entry.value().map_err(failed)?)).collect()

@@ -39,7 +39,7 @@ pub(crate) async fn retain(shared: &Arc<Shared>) -> Result<u64, StorageError> {
     let progress = ask(shared, |answer| Request::Progress { answer }).await?;
     let floor = shared.floor();
     // A mark that is not durable yet counts: it is written in one batch with the first removal.
-    let told = Seq(shared.advance_to.load(Ordering::Acquire));
+    let told = shared.advanced_to().1;
     let below = progress.delivered_below.max(told).min(shared.head.borrow().next());
     let (blocks, bytes): (Vec<(u64, Block)>, u64) = {
         let blocks = shared.blocks.read().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -198,7 +198,7 @@ mod tests {
         }
         let (full, _) = stored(&handle).await;
         let log = handle.storage().log;
-        log.advance(Seq(5_001)).await.expect("advance");
+        log.advance(Seq(5_001), 0).await.expect("advance");
         assert_eq!(log.retain().await.expect("retain"), 4_999);
         let left: Vec<u64> = log.read(Seq(1), 4096).await.expect("read").iter().map(|record| record.seq.0).collect();
         assert_eq!(left, std::iter::once(2_200).chain(5_001..=6_000).collect::<Vec<_>>());
@@ -216,7 +216,7 @@ mod tests {
         let log = handle.storage().log;
         assert_eq!(log.read(Seq(1), 1).await.expect("read")[0].seq, Seq(5_001));
         assert_eq!(log.get(Seq(1)).await.expect("get"), None);
-        log.advance(Seq(6_001)).await.expect("advance");
+        log.advance(Seq(6_001), 0).await.expect("advance");
         assert_eq!(log.retain().await.expect("retain"), 1_000);
         let (least, [outcomes, ids, traces, meta]) = stored(&handle).await;
         assert!(least < full / 10, "{least} of {full} bytes are left");

@@ -12,7 +12,7 @@ use super::queue::Queue;
 use super::state::Blocks;
 use super::store::Store;
 use super::tail::Tail;
-use crate::contract::StorageError;
+use crate::contract::{Members, StorageError};
 
 /// Reads of the store that may run at once, each on a thread of the blocking pool.
 const READS_MAX: usize = 16;
@@ -27,8 +27,11 @@ pub(crate) struct Shared {
     pub(crate) tail: Mutex<Tail>,
     /// See [`super::state::Counters::floor`].
     floor: AtomicU64,
-    /// The highest mark that `advance` was told; the writer takes it along with the next batch.
-    pub(crate) advance_to: AtomicU64,
+    delivered_below: AtomicU64,
+    /// The highest mark that `advance` was told, with its epoch; the writer takes it along with the next batch.
+    advance_to: Mutex<(u64, Seq)>,
+    /// Who shares the log.
+    pub(crate) members: watch::Sender<Arc<Members>>,
     /// One retention at a time.
     pub(crate) retaining: tokio::sync::Mutex<()>,
     /// Before this place the store's files were dropped. Known to whoever retains alone.
@@ -48,7 +51,9 @@ impl Shared {
             blocks: RwLock::default(),
             tail: Mutex::default(),
             floor: AtomicU64::new(1),
-            advance_to: AtomicU64::new(0),
+            delivered_below: AtomicU64::new(0),
+            advance_to: Mutex::new((0, Seq(0))),
+            members: watch::Sender::new(Arc::new(Members::alone())),
             retaining: tokio::sync::Mutex::new(()),
             dropped_below: AtomicU64::new(1),
             directory: Mutex::new(Some(Arc::new(directory))),
@@ -58,9 +63,33 @@ impl Shared {
         }
     }
 
+    /// Notes a mark. One of an earlier epoch says nothing any more.
+    pub(crate) fn advance(&self, below: Seq, epoch: u64) {
+        let mut told = self.advance_to.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch == told.0 {
+            told.1 = told.1.max(below);
+        } else if epoch > told.0 {
+            *told = (epoch, below);
+        }
+    }
+
+    /// The highest mark of the latest epoch, and that epoch.
+    pub(crate) fn advanced_to(&self) -> (u64, Seq) {
+        *self.advance_to.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The first place whose event may still be there.
     pub(crate) fn floor(&self) -> Seq {
         Seq(self.floor.load(Ordering::Acquire))
+    }
+
+    /// Every event before this place is delivered or parked.
+    pub(crate) fn delivered_below(&self) -> Seq {
+        Seq(self.delivered_below.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_delivered_below(&self, below: Seq) {
+        self.delivered_below.store(below.0, Ordering::Release);
     }
 
     pub(crate) fn set_floor(&self, floor: Seq) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use nexus_core::ids::{FunctionName, Seq};
 
 use super::codec::{self, Kind, bytes};
+use super::membership::{MEMBERS_KEY, Membership};
 use super::store::{Store, failed};
 use crate::contract::{Parked, StorageError};
 
@@ -107,6 +108,8 @@ pub(crate) struct State {
     /// The newest block, and the types and sources that the index has of it already.
     pub(crate) block: u64,
     pub(crate) block_has: HashSet<(Kind, u64)>,
+    /// Of a copy: who shares the log.
+    pub(crate) membership: Membership,
 }
 
 /// Reads everything back.
@@ -130,6 +133,10 @@ pub(crate) fn load(store: &Store) -> Result<(State, Blocks), StorageError> {
         let one = codec::decode_parked(&key, &value)?;
         parked.entry(one.seq).or_default().insert(one.function.clone(), one);
     }
+    let membership = match store.meta.get(MEMBERS_KEY).map_err(failed)? {
+        Some(value) => Membership::decode(&value)?,
+        None => Membership::default(),
+    };
     let mut blocks = Blocks::new();
     for entry in store.meta.prefix(b"b") {
         let (key, value) = entry.into_inner().map_err(failed)?;
@@ -139,6 +146,7 @@ pub(crate) fn load(store: &Store) -> Result<(State, Blocks), StorageError> {
         durable_below: counters.delivered_below,
         block: codec::block_of(counters.next_seq),
         block_has: HashSet::new(),
+        membership,
         counters,
         parked,
     };

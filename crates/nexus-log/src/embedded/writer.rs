@@ -5,7 +5,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fjall::PersistMode;
-use nexus_core::ids::Seq;
 use nexus_core::threads;
 
 use super::core::{Core, again, full, step};
@@ -108,7 +107,7 @@ impl Writer {
             }
         };
         let mut plan = Plan::new(&core.store, &mut core.state, shared, shared.config.clock.now());
-        plan.advance(Seq(shared.advance_to.load(std::sync::atomic::Ordering::Acquire)));
+        plan.advance(shared.advanced_to().1);
         let mut requests = requests.into_iter();
         let mut spoiled = None;
         for request in requests.by_ref() {
@@ -139,7 +138,7 @@ impl Writer {
 
     /// Nothing came for a while: writes a mark of `advance` that no batch took along. Not synced, as the contract allows.
     fn idle(&mut self) {
-        let below = Seq(self.shared.advance_to.load(std::sync::atomic::Ordering::Acquire));
+        let below = self.shared.advanced_to().1;
         let Some(core) = &mut self.core else { return self.reopen() };
         if below <= core.state.durable_below {
             return;
@@ -215,7 +214,7 @@ impl Writer {
     fn close(mut self) {
         self.shared.set_store(None);
         if let Some(core) = self.core.take() {
-            let below = Seq(self.shared.advance_to.load(std::sync::atomic::Ordering::Acquire));
+            let below = self.shared.advanced_to().1;
             let Core { store, mut state } = core;
             if below > state.durable_below {
                 let mut plan = Plan::new(&store, &mut state, &self.shared, self.shared.config.clock.now());

@@ -14,6 +14,7 @@ use super::wire::{self, Write};
 use crate::contract::StorageError;
 use crate::embedded::codec::{self, Envelope};
 use crate::embedded::core::{Core, again, step};
+use crate::embedded::membership::Beat;
 use crate::embedded::plan::Plan;
 use crate::embedded::request::{Pending, Removal, Removed, Request};
 use crate::embedded::shared::Shared;
@@ -149,6 +150,7 @@ impl Applier {
                 let info =
                     message.info().map_err(|e| StorageError::Damaged(format!("a message of the stream: {e}")))?;
                 let number = info.stream_sequence;
+                let published_ms = u64::try_from(info.published.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
                 if number <= at {
                     messages.next();
                     continue;
@@ -173,7 +175,13 @@ impl Applier {
                 messages.next();
                 at = number;
                 plan.begin_message(number, head.now);
-                plan.advance(head.delivered_below);
+                plan.beat(&Beat {
+                    runtime: head.id.runtime,
+                    epoch: head.epoch,
+                    below: head.below,
+                    leaves: head.leaves,
+                    published_ms,
+                });
                 let mut removals = Vec::new();
                 for write in writes {
                     match write {

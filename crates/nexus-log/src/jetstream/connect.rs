@@ -21,8 +21,7 @@ pub(crate) async fn connect(config: &JetStreamConfig) -> Result<Context, Storage
         .name("nexus")
         .connection_timeout(CONNECT_PATIENCE)
         .request_timeout(Some(REQUEST_PATIENCE))
-        .ping_interval(PING_PERIOD)
-        .event_callback(|event| async move { tracing::info!(%event, "NATS") });
+        .ping_interval(PING_PERIOD);
     match &config.login {
         Login::None => {}
         Login::Credentials(path) => {

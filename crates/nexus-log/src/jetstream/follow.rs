@@ -1,6 +1,6 @@
 //! What comes from the stream, in its order, from the first message that the copy does not have.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -14,6 +14,8 @@ use crate::contract::StorageError;
 
 /// The pause before the stream is asked again after it broke off.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long the stream may seem to be gone, or another one, before that is believed.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Messages that are asked for at once: what waits in memory is bounded by it.
 const BATCH_MAX: i64 = 32;
 
@@ -25,17 +27,25 @@ pub(crate) async fn follow(
     mut applied: watch::Receiver<Applied>,
     stuck: watch::Sender<Option<String>>,
 ) {
+    let mut wrong_since = None;
     loop {
         let from = *applied.borrow_and_update();
         match follow_from(&jetstream, &identity, &entries, &mut applied, from).await {
-            Ok(Ended::Restart) => {}
+            Ok(Ended::Restart) => wrong_since = None,
             Ok(Ended::Closed) => return,
             Err(error @ StorageError::Other(_)) => {
-                tracing::error!(%error, "the log in NATS cannot be followed any further");
-                stuck.send_replace(Some(error.to_string()));
-                return;
+                // A cluster that has just been started may not know all of its streams yet.
+                let since = *wrong_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > PATIENCE {
+                    tracing::error!(%error, "the log in NATS cannot be followed any further");
+                    stuck.send_replace(Some(error.to_string()));
+                    return;
+                }
+                tracing::warn!(%error, "looking again");
+                tokio::time::sleep(PAUSE).await;
             }
             Err(error) => {
+                wrong_since = None;
                 tracing::warn!(%error, "the log in NATS broke off; asking again");
                 tokio::time::sleep(PAUSE).await;
             }

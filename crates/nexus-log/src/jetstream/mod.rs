@@ -21,16 +21,18 @@ mod send;
 mod stream;
 mod wire;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
+use async_nats::jetstream::stream::Stream;
+use nexus_core::ids::RuntimeId;
 use nexus_core::threads;
 use tokio::sync::{mpsc, watch};
 
-use crate::contract::{Storage, StorageError};
+use crate::contract::{Members, Storage, StorageError};
 use crate::embedded::EmbeddedConfig;
 use crate::embedded::core::Core;
 use crate::embedded::directory::{self, Content, Directory};
@@ -44,6 +46,10 @@ use outbox::Outbox;
 const ENTRIES_MAX: usize = 32;
 /// How long closing waits for groups that were sent to come back.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long servers may take to be there, at the start.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+/// The pause between two tries.
+const START_PAUSE: Duration = Duration::from_millis(500);
 /// How often opening says how far it has come.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 
@@ -127,8 +133,7 @@ impl JetStreamConfig {
 /// (another stream, other replicas, a directory of another log), and what opening a directory may say.
 pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
     config.validate()?;
-    let jetstream = connect::connect(&config).await?;
-    let (identity, stream) = stream::make(&jetstream, &config).await?;
+    let (jetstream, identity, stream) = reach(&config).await?;
     let last = stream.cached_info().state.last_sequence;
     let content = Content::Copy(identity.log.clone());
     let copy = config.copy.clone();
@@ -136,7 +141,8 @@ pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
     let (shared, core, message) = opened.map_err(|e| StorageError::Failed(format!("opening was cut short: {e}")))??;
     stream::check_reach(&identity.name, &stream.cached_info().state, message)?;
 
-    let outbox = Arc::new(Outbox::new(runtime_id()));
+    let me = shared.members.borrow().me;
+    let outbox = Arc::new(Outbox::new(me, random()));
     let (entries, incoming) = mpsc::channel(ENTRIES_MAX);
     let applied = watch::Sender::new(Applied { message, restarts: 0 });
     let stuck = watch::Sender::new(None);
@@ -170,9 +176,41 @@ pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
         registry: Arc::new(EmbeddedRegistry::new(shared.clone())),
         artifacts: Arc::new(artifacts),
     };
-    let opened = JetStream { storage, shared, outbox, entries, jetstream, follower, threads: Some((sender, applier)) };
+    let opened = JetStream {
+        storage,
+        shared,
+        outbox,
+        entries,
+        jetstream,
+        follower,
+        stuck: stuck_now.clone(),
+        threads: Some((sender, applier)),
+    };
     catch_up(&mut applied_now, &mut stuck_now, last).await?;
+    // From then on all know of this runtime, and it knows of them.
+    let mut members = opened.shared.members.subscribe();
+    let joined = members.wait_for(|members| members.all.contains(&me)).await.map(drop);
+    joined.map_err(|_| StorageError::Closed)?;
     Ok(opened)
+}
+
+/// Reaches the stream. Servers that are just being started, too, and a cluster that is choosing who leads it, are waited for.
+async fn reach(config: &JetStreamConfig) -> Result<(Context, stream::Identity, Stream), StorageError> {
+    let began = Instant::now();
+    loop {
+        let reached = async {
+            let jetstream = connect::connect(config).await?;
+            let (identity, stream) = stream::make(&jetstream, config).await?;
+            Ok::<_, StorageError>((jetstream, identity, stream))
+        };
+        match reached.await {
+            Err(error @ StorageError::Failed(_)) if began.elapsed() < START_PATIENCE => {
+                tracing::warn!(%error, "NATS is not ready; trying again");
+                tokio::time::sleep(START_PAUSE).await;
+            }
+            reached => return reached,
+        }
+    }
 }
 
 /// Waits until the copy has all that the stream had when it was opened.
@@ -205,13 +243,32 @@ fn open_copy(config: EmbeddedConfig, content: &Content) -> Result<(Arc<Shared>, 
     let shared = Arc::new(Shared::new(config, directory));
     let core = Core::open(&shared)?;
     let message = apply::applied(&core.store)?;
+    let me = runtime_id(&shared.config.data_dir)?;
+    let membership = &core.state.membership;
+    shared.members.send_replace(Arc::new(Members { me, all: membership.runtimes(), epoch: membership.epoch }));
     Ok((shared, core, message))
 }
 
-/// A number that no other runtime has, nor this one after a restart.
-fn runtime_id() -> u64 {
+/// Who the runtime with this directory is: the same as before, so that after a restart its part is its own again at once.
+fn runtime_id(folder: &Path) -> Result<RuntimeId, StorageError> {
+    let path = folder.join("RUNTIME");
+    let failed = |e: std::io::Error| StorageError::Failed(format!("{}: {e}", path.display()));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => u64::from_str_radix(text.trim(), 16)
+            .map(RuntimeId)
+            .map_err(|_| StorageError::Damaged(format!("{} names no runtime", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = RuntimeId(random());
+            directory::write_new(&path, format!("{id}\n").as_bytes()).map_err(failed)?;
+            Ok(id)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn random() -> u64 {
     let random = nexus_core::ids::InvocationId::generate().0.into_bytes();
-    random[8..].iter().fold(0, |id, byte| id << 8 | u64::from(*byte))
+    xxhash_rust::xxh3::xxh3_64(&random)
 }
 
 /// An opened log in NATS. Dropped without [`JetStream::close`], it still sends what waits, but nobody waits for that.
@@ -222,6 +279,7 @@ pub struct JetStream {
     entries: mpsc::Sender<Entry>,
     jetstream: Context,
     follower: tokio::task::JoinHandle<()>,
+    stuck: watch::Receiver<Option<String>>,
     threads: Option<(JoinHandle<()>, JoinHandle<()>)>,
 }
 
@@ -229,6 +287,22 @@ impl JetStream {
     /// The three parts. Clones stay valid after [`JetStream::close`] and answer [`StorageError::Closed`].
     pub fn storage(&self) -> Storage {
         self.storage.clone()
+    }
+
+    /// Waits until the log cannot be followed any further, and why: what was acknowledged is missing in it, it is another one, or
+    /// a later release writes to it.
+    pub fn broken(&self) -> impl Future<Output = String> + Send + 'static {
+        let mut stuck = self.stuck.clone();
+        async move {
+            loop {
+                let why = stuck.borrow_and_update().clone();
+                match why {
+                    Some(why) => return why,
+                    None if stuck.changed().await.is_err() => std::future::pending().await,
+                    None => {}
+                }
+            }
+        }
     }
 
     /// Takes no more, sends all that waits, waits until that has come back, and lets go of the directory.

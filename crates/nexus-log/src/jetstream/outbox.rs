@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nexus_core::ids::RuntimeId;
 use tokio::sync::watch;
 
 use super::wire::GroupId;
@@ -11,27 +12,27 @@ use crate::embedded::request::Request;
 
 /// The groups of this runtime that wait.
 pub(crate) struct Outbox {
-    runtime: u64,
+    runtime: RuntimeId,
     inner: Mutex<Inner>,
     waiting: watch::Sender<usize>,
 }
 
-#[derive(Default)]
 struct Inner {
     groups: HashMap<u64, Vec<Request>>,
     last: u64,
 }
 
 impl Outbox {
-    /// Of a runtime, by a number that no other has.
-    pub(crate) fn new(runtime: u64) -> Self {
-        Self { runtime, inner: Mutex::default(), waiting: watch::Sender::new(0) }
+    /// Of a runtime. Its groups are numbered from somewhere on: never again from where an earlier process of the same began.
+    pub(crate) fn new(runtime: RuntimeId, from: u64) -> Self {
+        let inner = Inner { groups: HashMap::new(), last: from };
+        Self { runtime, inner: Mutex::new(inner), waiting: watch::Sender::new(0) }
     }
 
     /// The number of the next group.
     pub(crate) fn next_id(&self) -> GroupId {
         let mut inner = self.lock();
-        inner.last += 1;
+        inner.last = inner.last.wrapping_add(1);
         GroupId { runtime: self.runtime, number: inner.last }
     }
 

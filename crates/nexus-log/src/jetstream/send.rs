@@ -1,14 +1,12 @@
 //! The way out: requests that wait are taken together, and sent as one message.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
-use nexus_core::ids::Seq;
 use nexus_core::threads;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
@@ -22,8 +20,8 @@ use crate::embedded::queue::Taken;
 use crate::embedded::request::Request;
 use crate::embedded::shared::Shared;
 
-/// How long a mark of `advance` may wait for a group to go along with.
-const IDLE: Duration = Duration::from_secs(1);
+/// How long a runtime says nothing, so that the others know that it is there. A mark of `advance` goes along.
+const BEAT_PERIOD: Duration = Duration::from_secs(1);
 /// Groups that are on their way at once: while one waits for the disk of the server, the next are gathered and sent.
 const IN_FLIGHT_MAX: usize = 4;
 /// How long a group is sent again and again before whoever waits for it is told. Shorter than the stream's window for
@@ -49,41 +47,42 @@ impl Sender {
     /// Runs on a thread of its own.
     pub(crate) fn run(self) {
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-        let mut told = Seq(0);
+        let mut last = Instant::now();
+        self.send_group(Vec::new(), &in_flight, false);
         loop {
             threads::checkpoint();
-            match self.shared.queue.take(IDLE) {
-                Taken::Group(requests) => told = self.send(requests, &in_flight).unwrap_or(told),
-                Taken::Idle if self.below() > told => told = self.send(Vec::new(), &in_flight).unwrap_or(told),
+            match self.shared.queue.take(BEAT_PERIOD.saturating_sub(last.elapsed())) {
+                Taken::Group(requests) => {
+                    if self.send(requests, &in_flight) {
+                        last = Instant::now();
+                    }
+                }
                 Taken::Idle => {}
                 Taken::Closed => break,
             }
+            if last.elapsed() >= BEAT_PERIOD {
+                self.send_group(Vec::new(), &in_flight, false);
+                last = Instant::now();
+            }
         }
-        if self.below() > told {
-            self.send(Vec::new(), &in_flight);
-        }
+        self.send_group(Vec::new(), &in_flight, true);
         // All that is on its way is answered, one way or the other.
         let all = self.runtime.block_on(in_flight.acquire_many(IN_FLIGHT_MAX as u32));
         drop(all);
     }
 
-    fn below(&self) -> Seq {
-        Seq(self.shared.advance_to.load(Ordering::Acquire))
-    }
-
-    /// Sends the requests in as few messages as they fit in. The mark that went along.
-    fn send(&self, requests: Vec<Request>, in_flight: &Arc<Semaphore>) -> Option<Seq> {
+    /// Sends the requests in as few messages as they fit in. Whether any was sent.
+    fn send(&self, requests: Vec<Request>, in_flight: &Arc<Semaphore>) -> bool {
         let free = match self.shared.directory().and_then(|directory| directory.free_bytes()) {
             Ok(free) => free,
             Err(error) => {
                 requests.into_iter().for_each(|request| request.refuse(StorageError::Failed(error.to_string())));
-                return None;
+                return false;
             }
         };
         let max = self.jetstream.client().server_info().max_payload.saturating_sub(OVERHEAD_BYTES);
-        let empty = requests.is_empty();
         let (mut group, mut bytes) = (Vec::new(), 0);
-        let mut told = None;
+        let mut sent = false;
         for request in requests {
             if let Some(full) = full(&request, free, self.shared.config.reserve_bytes) {
                 request.refuse(full);
@@ -102,26 +101,28 @@ impl Sender {
                 continue;
             }
             if bytes + size > max {
-                told = Some(self.send_group(std::mem::take(&mut group), in_flight));
+                self.send_group(std::mem::take(&mut group), in_flight, false);
+                sent = true;
                 bytes = 0;
             }
             bytes += size;
             group.push(request);
         }
-        if empty || !group.is_empty() {
-            told = Some(self.send_group(group, in_flight));
+        if !group.is_empty() {
+            self.send_group(group, in_flight, false);
+            sent = true;
         }
-        told
+        sent
     }
 
-    fn send_group(&self, requests: Vec<Request>, in_flight: &Arc<Semaphore>) -> Seq {
+    fn send_group(&self, requests: Vec<Request>, in_flight: &Arc<Semaphore>, leaves: bool) {
         let id = self.outbox.next_id();
-        let delivered_below = self.below();
-        let head = Head { id, now: self.shared.config.clock.now(), delivered_below };
+        let (epoch, below) = self.shared.advanced_to();
+        let head = Head { id, now: self.shared.config.clock.now(), epoch, below, leaves };
         let message = wire::encode(&head, &requests);
         self.outbox.put(id, requests);
         // Never closed: an error cannot be.
-        let Ok(place) = self.runtime.block_on(in_flight.clone().acquire_owned()) else { return delivered_below };
+        let Ok(place) = self.runtime.block_on(in_flight.clone().acquire_owned()) else { return };
         let (jetstream, outbox) = (self.jetstream.clone(), self.outbox.clone());
         let (stream, subject) = (self.stream.clone(), self.subject.clone());
         self.runtime.spawn(async move {
@@ -131,7 +132,6 @@ impl Sender {
             }
             drop(place);
         });
-        delivered_below
     }
 }
 

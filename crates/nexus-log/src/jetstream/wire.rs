@@ -5,7 +5,8 @@
 //! | 1 | [`VERSION`] |
 //! | 16 | the runtime that sent it, and its number there: of the group |
 //! | 12 | when, on that runtime's clock: seconds and nanoseconds |
-//! | 8 | how far its delivery has come |
+//! | 16 | how far its delivery has come: in which epoch of the members, and below which place |
+//! | 1 | 1 where it leaves with this message, else 0 |
 //! | … | the writes: a tag, then what the tag says; texts and values with their length before them |
 //!
 //! Numbers are big-endian. Every runtime plans the same writes in the same order on the same state, so what comes of them
@@ -13,7 +14,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use jiff::Timestamp;
-use nexus_core::ids::Seq;
+use nexus_core::ids::{RuntimeId, Seq};
 use tokio::sync::oneshot;
 
 use crate::contract::{Revision, StorageError};
@@ -25,7 +26,7 @@ use crate::embedded::request::{PreparedCommit, Request};
 pub(crate) const VERSION: u8 = 1;
 
 /// Bytes before the writes.
-const HEAD_BYTES: usize = 1 + 16 + 12 + 8;
+const HEAD_BYTES: usize = 1 + 16 + 12 + 16 + 1;
 
 const APPEND: u8 = b'e';
 const COMMIT: u8 = b'o';
@@ -36,13 +37,13 @@ const REMOVE: u8 = b'r';
 /// Who sent a group, and which it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct GroupId {
-    pub(crate) runtime: u64,
+    pub(crate) runtime: RuntimeId,
     pub(crate) number: u64,
 }
 
 impl std::fmt::Display for GroupId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}-{}", self.runtime, self.number)
+        write!(f, "{}-{:016x}", self.runtime, self.number)
     }
 }
 
@@ -51,8 +52,11 @@ impl std::fmt::Display for GroupId {
 pub(crate) struct Head {
     pub(crate) id: GroupId,
     pub(crate) now: Timestamp,
-    /// Every event before this place is delivered or parked, as far as the sender knows.
-    pub(crate) delivered_below: Seq,
+    /// The epoch in which the sender looked at its events, and before which place all of them are delivered or parked.
+    pub(crate) epoch: u64,
+    pub(crate) below: Seq,
+    /// The sender leaves.
+    pub(crate) leaves: bool,
 }
 
 /// Writes a group. Requests that only ask have no place in it.
@@ -60,12 +64,14 @@ pub(crate) fn encode(head: &Head, requests: &[Request]) -> Bytes {
     let size = requests.iter().map(Request::bytes).sum::<usize>();
     let mut out = BytesMut::with_capacity(HEAD_BYTES + size + 64 * requests.len());
     out.put_u8(VERSION);
-    out.put_u64(head.id.runtime);
+    out.put_u64(head.id.runtime.0);
     out.put_u64(head.id.number);
     let (second, nanosecond) = codec::instant(head.now);
     out.put_i64(second);
     out.put_i32(nanosecond);
-    out.put_u64(head.delivered_below.0);
+    out.put_u64(head.epoch);
+    out.put_u64(head.below.0);
+    out.put_u8(u8::from(head.leaves));
     for request in requests {
         match request {
             Request::Append { batch, .. } => {
@@ -134,9 +140,11 @@ pub(crate) fn decode_head(message: &[u8]) -> Result<Head, StorageError> {
     let number = |at| Ok::<_, StorageError>(u64::from_be_bytes(codec::bytes(message, at)?));
     let now = Timestamp::new(number(17)?.cast_signed(), i32::from_be_bytes(codec::bytes(message, 25)?));
     Ok(Head {
-        id: GroupId { runtime: number(1)?, number: number(9)? },
+        id: GroupId { runtime: RuntimeId(number(1)?), number: number(9)? },
         now: now.map_err(|_| StorageError::Damaged("a message of the stream has no time".to_owned()))?,
-        delivered_below: Seq(number(29)?),
+        epoch: number(29)?,
+        below: Seq(number(37)?),
+        leaves: message[45] != 0,
     })
 }
 
@@ -227,8 +235,8 @@ mod tests {
 
     fn group() -> (Head, Vec<Request>) {
         let settings = Settings::default();
-        let id = GroupId { runtime: 7, number: u64::MAX };
-        let head = Head { id, now: start(), delivered_below: Seq(3) };
+        let id = GroupId { runtime: RuntimeId(7), number: u64::MAX };
+        let head = Head { id, now: start(), epoch: 2, below: Seq(3), leaves: true };
         let event = |n| Prepared::new(numbered(&settings, n)).expect("an event");
         let outcome = outcome(Seq(1), 1, Disposition::Done);
         let commit = PreparedCommit {
