@@ -56,17 +56,7 @@ pub fn arguments(data_dir: &Path) -> Vec<String> {
 /// The cluster of this test program. It ends with it.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| {
-        let (sender, started) = std::sync::mpsc::channel();
-        // Servers end with the thread that started them: it lives as long as the program.
-        std::thread::spawn(move || {
-            let _ = sender.send(Cluster::start());
-            loop {
-                std::thread::park();
-            }
-        });
-        started.recv().expect("a cluster")
-    })
+    CLUSTER.get_or_init(Cluster::start)
 }
 
 /// Three nats-servers on loopback.
@@ -86,6 +76,10 @@ pub struct Node {
 impl Cluster {
     /// Starts them, and waits until each serves clients.
     pub fn start() -> Self {
+        on_a_thread_that_stays(Self::start_here)
+    }
+
+    fn start_here() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
         let routes: Vec<String> = ports.iter().map(|(_, route)| format!("nats://127.0.0.1:{route}")).collect();
@@ -120,13 +114,15 @@ impl Node {
     /// Kills it.
     pub fn kill(&self) {
         let mut child = self.child.lock().expect("not poisoned");
-        child.kill().expect("a child");
-        child.wait().expect("a child");
+        // It may have ended by itself.
+        let _ = child.kill();
+        let _ = child.wait();
     }
 
     /// Starts it again after [`Node::kill`].
     pub fn start(&self) {
-        *self.child.lock().expect("not poisoned") = spawn(&self.config);
+        let config = self.config.clone();
+        *self.child.lock().expect("not poisoned") = on_a_thread_that_stays(move || spawn(&config));
         self.wait();
     }
 
@@ -141,6 +137,24 @@ impl Node {
             assert!(Instant::now() < until, "nats-server does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+/// What is started ends with the thread that starts it: this one lives as long as the program.
+fn on_a_thread_that_stays<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, started) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(start());
+        loop {
+            std::thread::park();
+        }
+    });
+    started.recv().expect("it starts")
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.nodes.iter().for_each(Node::kill);
     }
 }
 

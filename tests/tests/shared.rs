@@ -1,0 +1,266 @@
+//! Several runtimes at one log in NATS: each event is delivered by one of them, a dead one's work goes on elsewhere, and what is
+//! deployed on one runs on all.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nexus_tests::nats::{Cluster, cluster};
+use nexus_tests::{Server, ServerBuilder, until};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+static STREAMS: AtomicU64 = AtomicU64::new(0);
+
+/// Runtimes that share a log, each with a data directory of its own.
+struct Shared {
+    stream: String,
+    servers: String,
+    folder: tempfile::TempDir,
+}
+
+impl Shared {
+    fn at(cluster: &Cluster) -> Self {
+        let stream = format!("SHARED_{}", STREAMS.fetch_add(1, Ordering::Relaxed));
+        Self { stream, servers: cluster.urls().join(","), folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn builder(&self, name: &str) -> ServerBuilder {
+        let args = ["--nats", &self.servers, "--nats-replicas", "3", "--nats-stream", &self.stream, "--kernel", "off"];
+        let builder = Server::builder().data_dir(&self.folder.path().join(name));
+        args.into_iter().fold(builder, ServerBuilder::arg)
+    }
+
+    fn start(&self, name: &str) -> Server {
+        self.builder(name).start()
+    }
+}
+
+fn event(id: &str, data: Value) -> Value {
+    json!({"specversion": "1.0", "id": id, "source": "/shared", "type": "shared.work", "data": data})
+}
+
+fn on_work() -> Value {
+    json!({"triggers": [{"filters": [{"exact": {"type": "shared.work"}}]}]})
+}
+
+/// Invocations of a function that a server's page counts.
+async fn invocations(server: &Server) -> u64 {
+    let page = server.request(Method::GET, "/metrics").send().await.expect("a page").text().await.expect("text");
+    let counts = page.lines().filter(|line| line.starts_with("faas_invocations_total{"));
+    counts.filter_map(|line| line.split_once("} ")?.1.split(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Every event is done after one attempt, as any of the runtimes sees it.
+async fn done_once(server: &Server, ids: &BTreeSet<String>) {
+    for id in ids {
+        let event = server.settled(id, "done").await;
+        let invocations = event["invocations"].as_array().expect("invocations");
+        assert_eq!(invocations.len(), 1, "{event:#}");
+    }
+}
+
+#[tokio::test]
+async fn each_event_is_delivered_by_one_of_them() {
+    let shared = Shared::at(cluster());
+    let servers: Vec<Server> = ["a", "b", "c"].map(|name| shared.start(name)).into();
+    servers[0].deploy("worker", "noop", on_work()).await;
+    // What is deployed on one is there on all.
+    for server in &servers {
+        until("the function to be known", || async {
+            let (status, _) = server.answer(server.request(Method::GET, "/v1/functions/worker")).await;
+            (status == 200).then_some(())
+        })
+        .await;
+    }
+    let mut ids = BTreeSet::new();
+    for n in 0..150_usize {
+        let id = format!("e{n}");
+        servers[n % 3].send(event(&id, json!({}))).await;
+        ids.insert(id);
+    }
+    for server in &servers {
+        done_once(server, &ids).await;
+    }
+    let mut counts = Vec::new();
+    for server in &servers {
+        counts.push(invocations(server).await);
+    }
+    assert_eq!(counts.iter().sum::<u64>(), 150, "{counts:?}");
+    assert!(counts.iter().all(|count| (20..=80).contains(count)), "all of them work: {counts:?}");
+    // A call is answered by whoever was called, wherever the function was deployed.
+    for (server, before) in servers.iter().zip(counts) {
+        let (status, _) = server.answer(server.request(Method::GET, "/fn/worker")).await;
+        assert!((200..300).contains(&status), "{status}");
+        assert_eq!(invocations(server).await, before + 1);
+    }
+}
+
+#[tokio::test]
+async fn the_work_of_one_that_is_killed_goes_on_elsewhere() {
+    let shared = Shared::at(cluster());
+    let (first, second) = (shared.start("a"), shared.start("b"));
+    first.deploy("worker", "probe", on_work()).await;
+    let mut ids = BTreeSet::new();
+    for n in 0..60 {
+        let id = format!("e{n}");
+        // Some are in flight when it is killed, some wait.
+        first.send(event(&id, json!({"sleep_ms": 150}))).await;
+        ids.insert(id);
+    }
+    first.kill();
+    let began = std::time::Instant::now();
+    for id in &ids {
+        second.settled(id, "done").await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    // It comes back with its directory, and takes its part again.
+    let first = shared.start("a");
+    let mut ids = BTreeSet::new();
+    for n in 60..100 {
+        let id = format!("e{n}");
+        second.send(event(&id, json!({}))).await;
+        ids.insert(id);
+    }
+    done_once(&second, &ids).await;
+    assert!(invocations(&first).await > 0);
+}
+
+#[tokio::test]
+async fn restarting_one_after_the_other_loses_nothing_and_does_nothing_twice() {
+    let shared = Shared::at(cluster());
+    let mut servers: Vec<Server> = ["a", "b"].map(|name| shared.start(name)).into();
+    servers[0].deploy("worker", "probe", on_work()).await;
+    let mut ids = BTreeSet::new();
+    for round in 0..4 {
+        for n in 0..20 {
+            let id = format!("r{round}-{n}");
+            servers[n % 2].send(event(&id, json!({"sleep_ms": 20}))).await;
+            ids.insert(id);
+        }
+        let name = ["a", "b"][round % 2];
+        let restarted = servers.remove(round % 2);
+        assert_eq!(restarted.stop(), Some(0));
+        servers.insert(round % 2, shared.start(name));
+    }
+    for server in &servers {
+        done_once(server, &ids).await;
+    }
+}
+
+#[tokio::test]
+async fn one_that_stood_still_comes_back_and_its_late_outcomes_are_further_attempts() {
+    let shared = Shared::at(cluster());
+    let (first, second) = (shared.start("a"), shared.start("b"));
+    first.deploy("worker", "probe", on_work()).await;
+    let mut ids = BTreeSet::new();
+    for n in 0..20 {
+        let id = format!("e{n}");
+        second.send(event(&id, json!({"sleep_ms": 1500}))).await;
+        ids.insert(id);
+    }
+    let signal = |signal: &str| {
+        let pid = first.pid().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &pid]).status().expect("kill").success());
+    };
+    signal("-STOP");
+    // Longer than its lease: its part is delivered by the other.
+    for id in &ids {
+        second.settled(id, "done").await;
+    }
+    signal("-CONT");
+    until("its late outcomes", || async {
+        let mut twice = 0;
+        for id in &ids {
+            let event = second.get(&format!("/v1/events/{id}")).await;
+            let attempts: Vec<u64> =
+                event["invocations"].as_array()?.iter().filter_map(|i| i["attempt"].as_u64()).collect();
+            // No two of the same number, whoever made them.
+            assert_eq!(attempts, (1..=attempts.len() as u64).collect::<Vec<_>>(), "{event:#}");
+            twice += u64::from(attempts.len() == 2);
+        }
+        (twice > 0).then_some(())
+    })
+    .await;
+    // Both see the same, and go on together.
+    let id = "after";
+    first.send(event(id, json!({}))).await;
+    for server in [&first, &second] {
+        done_once(server, &BTreeSet::from([id.to_owned()])).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_the_cluster_that_dies_costs_nothing_that_was_acknowledged() {
+    let cluster = Cluster::start();
+    let shared = Shared::at(&cluster);
+    let server = Arc::new(shared.start("a"));
+    server.deploy("worker", "noop", on_work()).await;
+    let acknowledged = Arc::new(ids::Set::default());
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let load = (0..4).map(|client| {
+        let (server, acknowledged, stop) = (server.clone(), acknowledged.clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut n = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let id = format!("c{client}-{n}");
+                n += 1;
+                let body = event(&id, json!({})).to_string();
+                let post = server.request(Method::POST, "/v1/events").body(body);
+                let (status, answer) = server.answer(post.header("content-type", "application/cloudevents+json")).await;
+                match status {
+                    202 => acknowledged.insert(id),
+                    // What cannot be served is refused, and says when to come back.
+                    503 | 429 => {}
+                    other => panic!("{other} {answer}"),
+                }
+            }
+        })
+    });
+    let load: Vec<_> = load.collect();
+    for node in cluster.nodes() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        node.kill();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        node.start();
+        // Another one must not go before this one has caught up, or two of three are gone.
+        let before = acknowledged.len();
+        until("events to be taken again", || async { (acknowledged.len() > before + 20).then_some(()) }).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in load {
+        client.await.expect("a client");
+    }
+    let ids = acknowledged.all();
+    assert!(ids.len() > 60, "{} were acknowledged", ids.len());
+    done_once(&server, &ids).await;
+    // A copy that is made anew from the cluster has them, too.
+    let other = shared.start("b");
+    for id in &ids {
+        assert_eq!(other.get(&format!("/v1/events/{id}")).await["event"]["id"], json!(id));
+    }
+}
+
+/// A set that several tasks add to.
+mod ids {
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    pub struct Set(Mutex<BTreeSet<String>>);
+
+    impl Set {
+        pub fn insert(&self, id: String) {
+            self.0.lock().expect("not poisoned").insert(id);
+        }
+
+        pub fn len(&self) -> usize {
+            self.0.lock().expect("not poisoned").len()
+        }
+
+        pub fn all(&self) -> BTreeSet<String> {
+            self.0.lock().expect("not poisoned").clone()
+        }
+    }
+}
