@@ -1,6 +1,6 @@
 //! Functions: what is deployed, and how it may run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::Event;
 use crate::filter::Filter;
 use crate::ids::{Digest, FunctionName, Version};
+use crate::schedule::{self, Schedule};
 
 /// The kinds of function, told apart by looking at the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,6 +56,9 @@ pub struct InvalidConfig {
 pub struct FunctionConfig {
     /// Each trigger whose filters all match sends the event here. None: only calls by name.
     pub triggers: Vec<Trigger>,
+    /// The clock's own events for the function: at most 64, each with a name of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub schedules: Vec<Schedule>,
     /// The function's environment variables.
     pub env: BTreeMap<String, String>,
     /// Bounds of one invocation, and on how many at once.
@@ -233,6 +237,17 @@ impl FunctionConfig {
         };
         let invalid = |field: String, why: &str| Err(InvalidConfig { field, why: why.into() });
         range("triggers", self.triggers.len() as u64, 0, 64)?;
+        range("schedules", self.schedules.len() as u64, 0, schedule::SCHEDULES_MAX as u64)?;
+        let mut names = BTreeSet::new();
+        for (i, schedule) in self.schedules.iter().enumerate() {
+            if !names.insert(&schedule.name) {
+                return invalid(format!("schedules[{i}].name"), "is that of another schedule of the function");
+            }
+            schedule
+                .event
+                .validate()
+                .map_err(|(key, why)| InvalidConfig { field: format!("schedules[{i}].event.{key}"), why })?;
+        }
         range("limits.timeout_ms", self.limits.timeout_ms, 1, 900_000)?;
         range("limits.memory_mb", u64::from(self.limits.memory_mb), 1, 4096)?;
         range("limits.concurrency", u64::from(self.limits.concurrency), 1, 1000)?;
@@ -395,5 +410,35 @@ mod tests {
         let mut config = FunctionConfig::default();
         config.limits.memory_mb = 0;
         assert!(config.validate().expect_err("bound").to_string().contains("limits.memory_mb"));
+    }
+
+    #[test]
+    fn schedules_are_bounded_and_have_names_of_their_own() {
+        let read = |json: &str| serde_json::from_str::<FunctionConfig>(json).expect(json);
+        let check = |config: &FunctionConfig, expected: &str| {
+            let error = config.validate().expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        let config = read(r#"{"schedules":[{"name":"a","cron":"@daily"},{"name":"b","at":"2026-12-24T18:00:00Z"}]}"#);
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(read(&serde_json::to_string(&config).expect("JSON")), config);
+        check(
+            &read(r#"{"schedules":[{"name":"a","cron":"@daily"},{"name":"a","cron":"@hourly"}]}"#),
+            "`schedules[1].name` is that of another",
+        );
+        check(
+            &read(r#"{"schedules":[{"name":"a","cron":"@daily","event":{"type":""}}]}"#),
+            "`schedules[0].event.type` must have",
+        );
+        let many: Vec<_> = (0..65).map(|i| format!(r#"{{"name":"s{i}","cron":"@daily"}}"#)).collect();
+        check(&read(&format!(r#"{{"schedules":[{}]}}"#, many.join(","))), "`schedules` is 65; it must be 0 to 64");
+        let error = serde_json::from_str::<FunctionConfig>(r#"{"schedules":[{"name":"a","cron":"0 25 * * *"}]}"#);
+        assert!(error.expect_err("hour").to_string().contains("schedule \"a\": `cron`"));
+    }
+
+    #[test]
+    fn no_schedules_leave_no_trace() {
+        let json = serde_json::to_string(&FunctionConfig::default()).expect("JSON");
+        assert!(!json.contains("schedules"), "{json}");
     }
 }
