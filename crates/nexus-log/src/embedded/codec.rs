@@ -16,7 +16,7 @@
 //! | `meta`     | `r`, registry key               | revision, value                                 |
 //! | `meta`     | `a`                             | of a copy: the last message taken in            |
 //! | `meta`     | `m`                             | of a copy: who shares the log                   |
-//! | `meta`     | `o`, block                      | of a copy: its first message, counters before   |
+//! | `meta`     | `o`, block                      | of a copy: its first message, state before it   |
 //!
 //! Hashes find candidates; each is checked against the record, so that a collision costs time and nothing else.
 
@@ -27,6 +27,7 @@ use nexus_core::outcome::Outcome;
 use nexus_core::record::{NewRecord, Record};
 use sha2::{Digest as _, Sha256};
 
+use super::membership::Membership;
 use super::state::Counters;
 use crate::contract::{DeadLetter, Parked, StorageError};
 
@@ -238,16 +239,13 @@ pub(crate) fn tagged(tag: u8, n: u64) -> [u8; 9] {
     key
 }
 
-/// Where a block of a copy begins in the log that it is a copy of.
-pub(crate) fn encode_origin(message: u64, before: &Counters) -> Vec<u8> {
+/// Where a block of a copy begins in the log that it is a copy of: the message, and what was known before it, from which a copy
+/// can begin when what is before it is gone.
+pub(crate) fn encode_origin(message: u64, before: &Counters, membership: &Membership) -> Vec<u8> {
     let mut value = message.to_be_bytes().to_vec();
     value.extend_from_slice(&before.encode());
+    value.extend_from_slice(&membership.encode());
     value
-}
-
-/// The same, read back.
-pub(crate) fn decode_origin(value: &[u8]) -> Result<(u64, Counters), StorageError> {
-    Ok((u64::from_be_bytes(bytes(value, 0)?), Counters::decode(&value[8..])?))
 }
 
 /// Both keys that say that a type or source is in a block: by hash, and by block.

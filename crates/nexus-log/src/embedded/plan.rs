@@ -11,7 +11,7 @@ use nexus_core::outcome::{Disposition, Outcome};
 use nexus_core::record::Record;
 
 use super::codec::{self, Kind, Prepared};
-use super::membership::{Beat, MEMBERS_KEY};
+use super::membership::{Beat, MEMBERS_KEY, Membership};
 use super::read;
 use super::request::{Pending, PreparedCommit, Removal, Removed};
 use super::shared::Shared;
@@ -47,8 +47,8 @@ pub(crate) struct Plan<'a> {
     writes: bool,
     /// Of a copy: outcomes of this group.
     outcomes: Vec<Outcome>,
-    /// Of a copy: the message that is being planned, and the counters as they were before it.
-    origin: Option<(u64, Counters)>,
+    /// Of a copy: the message that is being planned, and what was known before it.
+    origin: Option<(u64, Counters, Membership)>,
 }
 
 /// What is published once the batch is durable.
@@ -89,7 +89,7 @@ impl<'a> Plan<'a> {
     /// `window` is the sender's: it must be the same for all who take the message in.
     pub(crate) fn begin_message(&mut self, message: u64, now: Timestamp, window: Duration) {
         (self.now, self.window) = (now, window);
-        self.origin = Some((message, self.state.counters));
+        self.origin = Some((message, self.state.counters, self.state.membership.clone()));
         self.batch.insert(&self.store.meta, APPLIED_KEY, message.to_be_bytes());
         self.writes = true;
     }
@@ -142,7 +142,6 @@ impl<'a> Plan<'a> {
     fn count(&mut self, seq: Seq, event: &Prepared) {
         let number = codec::block_of(seq);
         let received = event.envelope.received;
-        let origin = self.origin;
         let slot = self.block(number);
         let first = slot.is_none();
         let block = slot.get_or_insert_with(Block::empty);
@@ -150,8 +149,8 @@ impl<'a> Plan<'a> {
         block.received_max = block.received_max.max(received);
         block.bytes += event.value.len() as u64;
         block.events += 1;
-        if let (true, Some((message, before))) = (first, origin) {
-            let value = codec::encode_origin(message, &before);
+        if let (true, Some((message, before, membership))) = (first, &self.origin) {
+            let value = codec::encode_origin(*message, before, membership);
             self.batch.insert(&self.store.meta, codec::tagged(b'o', number), value);
         }
         if self.state.block != number {
