@@ -259,7 +259,7 @@ fn reason(error: &wasmtime::Error) -> String {
         .downcast_ref::<wasmtime::WasmBacktrace>()
         .and_then(|backtrace| backtrace.frames().first().and_then(|f| f.func_name().map(str::to_owned)));
     match place {
-        Some(function) => format!("{cause}, in {function}"),
+        Some(function) => format!("{cause}, in {:#}", rustc_demangle::demangle(&function)),
         None => cause,
     }
 }

@@ -164,9 +164,14 @@ impl Catalog {
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
         let mut changes = self.storage.registry.changes();
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
+            // Also what changed before this began to look.
+            let wanted = *changes.borrow_and_update();
+            if *self.read_to.borrow() >= wanted {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = changes.changed() => if changed.is_err() { return },
+                }
+                continue;
             }
             while let Err(error) = self.refresh().await {
                 tracing::error!(%error, "what is deployed cannot be read; trying again");

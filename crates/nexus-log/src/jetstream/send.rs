@@ -23,6 +23,8 @@ use crate::embedded::shared::Shared;
 
 /// How long a runtime says nothing, so that the others know that it is there. A mark of `advance` goes along.
 const BEAT_PERIOD: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is room for what is overdue.
+const OVERDUE_PAUSE: Duration = Duration::from_millis(50);
 /// Groups that are on their way at once: while one waits for the disk of the server, the next are gathered and sent.
 const IN_FLIGHT_MAX: usize = 4;
 /// How long a group is sent again and again before whoever waits for it is told. Shorter than the stream's window for
@@ -61,7 +63,9 @@ impl Sender {
         self.send_group(Vec::new(), &in_flight, false);
         loop {
             threads::checkpoint();
-            match self.shared.queue.take(BEAT_PERIOD.saturating_sub(last.elapsed())) {
+            // Where it is overdue, because too much is on its way, it looks again after a while.
+            let wait = BEAT_PERIOD.saturating_sub(last.elapsed()).max(OVERDUE_PAUSE);
+            match self.shared.queue.take(wait) {
                 Taken::Group(requests) => {
                     if self.send(requests, &in_flight) {
                         last = Instant::now();
