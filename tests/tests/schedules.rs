@@ -29,7 +29,14 @@ async fn each_tick_is_an_event_for_its_function() {
     server.deploy("clock", "noop", every_second("once")).await;
     // One that takes everything does not get what is addressed to another.
     server.deploy("nosy", "noop", json!({"triggers": [{"filters": []}]})).await;
+    let function = server.get("/v1/functions/clock").await;
+    let next: jiff::Timestamp = function["ticks"][0]["next_at"].as_str().expect("a time").parse().expect("a time");
+    assert_eq!(function["ticks"][0]["schedule"], "often");
     until("three ticks", || async { (ticks(&server).await.len() >= 3).then_some(()) }).await;
+    until("the tick that was said to be next", || async {
+        ticks(&server).await.iter().any(|tick| at(tick) == next).then_some(())
+    })
+    .await;
     let ticks = ticks(&server).await;
     for pair in ticks.windows(2) {
         assert_eq!(at(&pair[1]).duration_since(at(&pair[0])).as_millis(), 1000, "none is left out: {ticks:#?}");

@@ -1,5 +1,6 @@
 //! The command line. Data goes to standard output, an error is one line on standard error, the exit code tells the kind.
 
+mod admin;
 mod child;
 mod client;
 mod deploy;
@@ -160,6 +161,10 @@ enum Command {
                             nexus observe --cgroup /system.slice/nginx.service"
     )]
     Observe(observe::ObserveArgs),
+    /// Backs up, restores and checks a data directory while no server has it
+    #[command(after_help = "Examples:\n  nexus admin backup --data-dir nexus-data nexus.backup\n  \
+                            nexus admin check --data-dir nexus-data")]
+    Admin(admin::AdminArgs),
     /// Becomes a program that ends with the process that started it
     #[command(hide = true)]
     Child(child::ChildArgs),
@@ -181,6 +186,7 @@ pub fn run() -> ExitCode {
         Command::Build { dir } => crate::build::build(&dir).map(|_| ExitCode::SUCCESS).map_err(Failure::from),
         Command::New(args) => new::run(&args),
         Command::Child(args) => child::run(args),
+        Command::Admin(args) => on_client_runtime(admin::run(args, global.output)),
         other => on_client_runtime(run_client(other, global)),
     };
     match done {
@@ -229,6 +235,7 @@ async fn run_client(command: Command, global: Global) -> Done {
         | Command::Observe(_)
         | Command::Build { .. }
         | Command::New(_)
+        | Command::Admin(_)
         | Command::Child(_) => Err(Failure::failed("this command does not talk to a server")),
     }
 }

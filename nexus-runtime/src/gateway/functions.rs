@@ -57,7 +57,8 @@ pub async fn configure(
 
 pub async fn list(State(gateway): State<Shared>) -> Response {
     let view = gateway.line.catalog.view();
-    let items: Vec<_> = view.iter().filter_map(|entry| FunctionView::of(entry)).collect();
+    let now = gateway.line.clock.now();
+    let items: Vec<_> = view.iter().filter_map(|entry| FunctionView::of(entry, now)).collect();
     Json(json!({"items": items, "next": null})).into_response()
 }
 
@@ -65,7 +66,7 @@ pub async fn get(State(gateway): State<Shared>, Path(name): Path<String>) -> Res
     let name: FunctionName = name.parse()?;
     let view = gateway.line.catalog.view();
     let entry = view.get(&name).ok_or_else(|| Problem::not_found("function", &name))?;
-    Ok(Json(FunctionView::of(entry)).into_response())
+    Ok(Json(FunctionView::of(entry, gateway.line.clock.now())).into_response())
 }
 
 pub async fn versions(State(gateway): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use nexus_core::event::Event;
 use nexus_core::function::FunctionConfig;
-use nexus_core::ids::{Digest, FunctionName, InvocationId, ReplayId, Seq, Version};
+use nexus_core::ids::{Digest, FunctionName, InvocationId, ReplayId, ScheduleName, Seq, Version};
 use nexus_core::kernel::KernelAccount;
 use nexus_core::outcome::{Disposition, HostCall, InvocationStatus, LogLine, Outcome, Output, TriggerKind};
 use nexus_core::record::{Cause, Record};
@@ -190,13 +190,23 @@ pub struct FunctionView<'a> {
     config: &'a FunctionConfig,
     created_at: Timestamp,
     stats: FunctionStats,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ticks: Vec<TickView<'a>>,
+}
+
+/// When a schedule runs next; `null` for one that never does again.
+#[derive(Serialize)]
+struct TickView<'a> {
+    schedule: &'a ScheduleName,
+    next_at: Option<Timestamp>,
 }
 
 impl<'a> FunctionView<'a> {
     /// `None` for a function without a version, which deploying never leaves.
-    pub fn of(entry: &'a Entry) -> Option<Self> {
+    pub fn of(entry: &'a Entry, now: Timestamp) -> Option<Self> {
         let current = entry.function.current()?;
         let limit = entry.config.limits.concurrency as usize;
+        let schedules = entry.config.schedules.iter();
         Some(Self {
             name: &entry.function.name,
             version: current.version,
@@ -205,6 +215,7 @@ impl<'a> FunctionView<'a> {
             config: &entry.config,
             created_at: current.created_at,
             stats: FunctionStats { running: limit.saturating_sub(entry.permits.available_permits()) as u64 },
+            ticks: schedules.map(|s| TickView { schedule: &s.name, next_at: s.next_after(now) }).collect(),
         })
     }
 }

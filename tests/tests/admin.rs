@@ -1,0 +1,116 @@
+//! Backup, restore and check, as somebody does them who moves a server to another disk.
+
+use std::fs;
+use std::path::Path;
+
+use nexus_tests::{Cli, Server};
+use serde_json::{Value, json};
+
+fn event(id: &str, data: Value) -> Value {
+    json!({"specversion": "1.0", "id": id, "source": "/s", "type": "t", "data": data})
+}
+
+/// Commands that need no server.
+fn cli() -> Cli {
+    Cli::at("http://127.0.0.1:1")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a name in UTF-8")
+}
+
+/// A run that must fail; its only line.
+fn refused(args: &[&str]) -> String {
+    let output = cli().run(args);
+    let line = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{line}{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
+}
+
+/// A store with an event that was done, one that was given up, and one that nobody wanted.
+async fn used(dir: &Path) -> Value {
+    let server = Server::builder().data_dir(dir).start();
+    let config = json!({"triggers": [{"filters": [{"exact": {"type": "t"}}]}], "retry": {"attempts_max": 1}});
+    server.deploy("probe", "probe", config).await;
+    server.send(event("good", json!({"sleep_ms": 1}))).await;
+    server.send(event("bad", json!({"trap": true}))).await;
+    server.send(json!({"specversion": "1.0", "id": "lone", "source": "/s", "type": "other"})).await;
+    server.settled("good", "done").await;
+    server.settled("bad", "dead").await;
+    let all = everything(&server).await;
+    assert_eq!(server.stop(), Some(0));
+    all
+}
+
+/// What a user sees of it.
+async fn everything(server: &Server) -> Value {
+    let mut all = vec![server.get("/v1/dlq").await, server.get("/v1/functions").await];
+    for id in ["good", "bad", "lone"] {
+        all.push(server.get(&format!("/v1/events/{id}")).await);
+    }
+    all.into()
+}
+
+#[tokio::test]
+async fn a_store_moves_and_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (old, new, file) = (folder.path().join("old"), folder.path().join("new"), folder.path().join("one.backup"));
+    let before = used(&old).await;
+    let backup = cli().json(["admin", "backup", "--data-dir", text(&old), text(&file)]);
+    assert_eq!((&backup["events"], &backup["dead_letters"]), (&json!(3), &json!(1)), "{backup:#}");
+    assert!(refused(&["admin", "backup", "--data-dir", text(&old), text(&file)]).contains("is there already"));
+    assert_eq!(cli().json(["admin", "verify", text(&file)]), backup);
+    assert_eq!(cli().json(["admin", "restore", "--data-dir", text(&new), text(&file)]), backup);
+    assert!(refused(&["admin", "restore", "--data-dir", text(&new), text(&file)]).contains("is not empty"));
+    let check = cli().json(["admin", "check", "--data-dir", text(&new)]);
+    assert_eq!((&check["healthy"], &check["problems_total"]), (&json!(true), &json!(0)), "{check:#}");
+
+    let server = Server::builder().data_dir(&new).start();
+    assert_eq!(everything(&server).await, before);
+    server.send(event("after", json!({}))).await;
+    server.settled("after", "done").await;
+    // The one that was sent before is known as a duplicate.
+    server.send(event("good", json!({}))).await;
+    assert_eq!(server.get("/v1/events").await["items"].as_array().expect("items").len(), 4);
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_said_in_a_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, file) = (folder.path().join("data"), folder.path().join("one.backup"));
+    assert!(refused(&["admin", "check", "--data-dir", text(&data)]).contains("no store"));
+    let server = Server::builder().data_dir(&data).start();
+    let line = refused(&["admin", "backup", "--data-dir", text(&data), text(&file)]);
+    assert!(line.contains("in use"), "{line}");
+    assert!(!file.exists());
+    assert_eq!(server.stop(), Some(0));
+    cli().text(["admin", "backup", "--data-dir", text(&data), text(&file)]);
+
+    let mut bytes = fs::read(&file).expect("the file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).expect("it is written");
+    assert!(refused(&["admin", "verify", text(&file)]).contains("not a whole backup"));
+    let new = folder.path().join("new");
+    assert!(refused(&["admin", "restore", "--data-dir", text(&new), text(&file)]).contains("not a whole backup"));
+    assert!(!new.join("FORMAT").exists());
+}
+
+#[tokio::test]
+async fn a_check_finds_an_artifact_that_is_gone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    used(&data).await;
+    assert!(cli().text(["admin", "check", "--data-dir", text(&data)]).contains("no problems"));
+    let artifacts = fs::read_dir(data.join("artifacts")).expect("artifacts");
+    for artifact in artifacts {
+        let artifact = artifact.expect("a name").path();
+        assert!(artifact.is_file(), "{}", artifact.display());
+        fs::remove_file(artifact).expect("it is removed");
+    }
+    let output = cli().run(["admin", "check", "--data-dir", text(&data)]);
+    let found = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{found}");
+    assert!(found.contains("artifact") && !found.contains("no problems"), "{found}");
+}
