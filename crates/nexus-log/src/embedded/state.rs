@@ -83,7 +83,7 @@ impl Block {
         out
     }
 
-    fn decode(value: &[u8]) -> Result<Self, StorageError> {
+    pub(crate) fn decode(value: &[u8]) -> Result<Self, StorageError> {
         let instant = |at| {
             Ok::<_, StorageError>((i64::from_be_bytes(bytes(value, at)?), i32::from_be_bytes(bytes(value, at + 8)?)))
         };
