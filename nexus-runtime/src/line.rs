@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nexus_core::clock::Clock;
 use nexus_core::event::{Draft, Event, ExtensionValue};
-use nexus_core::function::FunctionVersion;
+use nexus_core::function::{DeadLetterEvent, FunctionVersion, Trigger};
 use nexus_core::ids::{FunctionName, InvocationId, ReplayId, RuntimeId, Version};
 use nexus_core::kernel::KernelAccount;
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome, TriggerKind};
@@ -31,6 +31,9 @@ use crate::telemetry::{Telemetry, spans};
 /// How long an outcome that storage will not take now is held and offered again, before the event is left to be
 /// delivered again.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest wait that a function can ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything that an event meets on its way.
 pub struct Line {
@@ -154,6 +157,7 @@ impl Line {
             memory_bytes: finished.memory_bytes,
             output: output::kept(&finished.answer),
             disposition: Disposition::Done,
+            dead_letter_emitted: false,
             host_calls: finished.host_calls,
             host_calls_dropped: finished.host_calls_dropped,
             logs: finished.logs,
@@ -162,7 +166,7 @@ impl Line {
             slow_syscalls,
         };
         let mut permanent = finished.permanent;
-        let emitted = match self.fill_in(&delivery, invocation_id, finished.emitted) {
+        let mut emitted = match self.fill_in(&delivery, invocation_id, finished.emitted) {
             Ok(emitted) => emitted,
             Err(why) => {
                 // The same event would be answered in the same way again, side effects included.
@@ -171,19 +175,59 @@ impl Line {
                 Vec::new()
             }
         };
+        outcome.disposition = disposition(&delivery, &outcome, permanent, finished.retry_after, self.clock.now());
+        if outcome.disposition == Disposition::Dead
+            && let Some(instead) = &delivery.entry.config.retry_for(&delivery.record.entry.event).dead_letter
+        {
+            let draft = dead_letter(instead, &delivery, &outcome);
+            match draft.and_then(|draft| self.fill_in(&delivery, invocation_id, vec![draft])) {
+                Ok(event) => {
+                    emitted.extend(event);
+                    outcome.dead_letter_emitted = true;
+                }
+                // Then it is kept as a dead letter, like any other.
+                Err(why) => {
+                    tracing::error!(event_id = delivery.record.entry.event.id, why, "no event for a dead letter")
+                }
+            }
+        }
         outcome.emitted = emitted.iter().map(|r| r.event.id.clone()).collect();
-        outcome.disposition = disposition(&delivery, &outcome, permanent, self.clock.now());
-        self.commit(&delivery.record, outcome.clone(), emitted).await?;
-        Ok(Delivered { outcome, answer: finished.answer })
+        match self.commit(&delivery.record, outcome.clone(), emitted).await {
+            Ok(()) => Ok(Delivered { outcome, answer: finished.answer }),
+            // Again it would be as much: so it is an outcome, without what is too much.
+            Err(error @ (StorageError::TooLarge { .. } | StorageError::Invalid(_))) => {
+                outcome.status = InvocationStatus::Error;
+                outcome.error = Some(format!("what the function gave back cannot be kept: {error}"));
+                (outcome.output, outcome.emitted, outcome.dead_letter_emitted) = (None, Vec::new(), false);
+                (outcome.logs, outcome.host_calls) = (Vec::new(), Vec::new());
+                outcome.disposition = disposition(&delivery, &outcome, true, None, self.clock.now());
+                self.commit(&delivery.record, outcome.clone(), Vec::new()).await?;
+                Ok(Delivered { outcome, answer: finished.answer })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends a delivery that no function can take: it was deleted.
     pub async fn give_up(&self, record: &Record, name: FunctionName, attempt: u32) -> Result<(), StorageError> {
+        let why = format!("there is no function `{name}` any more");
+        self.not_run(record, name, attempt, why, Disposition::Dead).await
+    }
+
+    /// Ends a delivery without running the function, and says why.
+    pub async fn not_run(
+        &self,
+        record: &Record,
+        name: FunctionName,
+        attempt: u32,
+        why: String,
+        disposition: Disposition,
+    ) -> Result<(), StorageError> {
         let now = self.clock.now();
         let outcome = Outcome {
             invocation_id: InvocationId::generate(),
             seq: record.seq,
-            error: Some(format!("there is no function `{name}` any more")),
+            error: Some(why),
             function: name,
             version: Version(0),
             attempt,
@@ -200,7 +244,8 @@ impl Line {
             emitted: Vec::new(),
             memory_bytes: None,
             output: None,
-            disposition: Disposition::Dead,
+            disposition,
+            dead_letter_emitted: false,
             host_calls: Vec::new(),
             host_calls_dropped: 0,
             logs: Vec::new(),
@@ -348,18 +393,61 @@ fn as_seen(event: &Event, function: &FunctionName, trace: &TraceContext) -> Even
 }
 
 /// What happens next. An HTTP call is over when it was answered; a replay changes nothing.
-fn disposition(delivery: &Delivery, outcome: &Outcome, permanent: bool, now: jiff::Timestamp) -> Disposition {
+fn disposition(
+    delivery: &Delivery,
+    outcome: &Outcome,
+    permanent: bool,
+    asked_for: Option<Duration>,
+    now: jiff::Timestamp,
+) -> Disposition {
     if delivery.replay.is_some() {
         return Disposition::Replayed;
     }
     if outcome.status == InvocationStatus::Ok || delivery.trigger == TriggerKind::Http {
         return Disposition::Done;
     }
-    let again = delivery.entry.config.retry.after(delivery.attempt, rand::random());
+    let retry = delivery.entry.config.retry_for(&delivery.record.entry.event);
+    let again = retry.after(delivery.attempt, rand::random());
+    // What the function asks for counts, within a bound.
+    let again = again.map(|wait| asked_for.map_or(wait, |asked| asked.min(RETRY_AFTER_MAX)));
     match again.filter(|_| !permanent).map(|wait| now.checked_add(wait)) {
         Some(Ok(at)) => Disposition::Retry { at },
         Some(Err(_)) | None => Disposition::Dead,
     }
+}
+
+/// The event that is emitted in the place of a dead letter.
+fn dead_letter(instead: &DeadLetterEvent, delivery: &Delivery, outcome: &Outcome) -> Result<Draft, String> {
+    let event = &delivery.record.entry.event;
+    let id = format!("dead letter {} {} {} {}", event.source, event.id, outcome.function, outcome.attempt);
+    let draft = serde_json::json!({
+        "type": instead.ty,
+        "id": nexus_core::ids::Digest::of(id.as_bytes()).hex()[..32].to_owned(),
+        "data": {
+            "event": event,
+            "function": outcome.function,
+            "version": outcome.version,
+            "attempts": outcome.attempt,
+            "status": outcome.status,
+            "error": outcome.error,
+        },
+    });
+    serde_json::from_value(draft).map_err(|e| e.to_string())
+}
+
+/// Why an event is too old to be delivered by now, if it is: by its own `expirytime` (CloudEvents, "Expiry Time"), or by the
+/// trigger's `max_age_s`.
+pub fn expired(record: &Record, trigger: Option<&Trigger>, now: jiff::Timestamp) -> Option<String> {
+    let event = &record.entry.event;
+    let expiry = event.attribute("expirytime").and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    if let Some(expiry) = expiry.filter(|expiry| *expiry <= now) {
+        return Some(format!("expired at {expiry}, which it says itself (`expirytime`)"));
+    }
+    let max_s = trigger?.max_age_s?;
+    let age_s = now.duration_since(record.entry.received_at).as_secs();
+    (age_s >= i64::try_from(max_s).unwrap_or(i64::MAX)).then(|| {
+        format!("expired: it is {age_s} s old, and its trigger takes none of {max_s} s or older (`max_age_s`)")
+    })
 }
 
 fn denied(error: String) -> Finished {
@@ -367,6 +455,7 @@ fn denied(error: String) -> Finished {
         status: InvocationStatus::Denied,
         error: Some(error),
         permanent: false,
+        retry_after: None,
         answer: Answer::default(),
         emitted: Vec::new(),
         host_calls: Vec::new(),

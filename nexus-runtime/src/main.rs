@@ -14,6 +14,7 @@ mod output;
 mod overhead;
 mod profile;
 mod replay;
+mod schedules;
 mod server;
 mod storage;
 mod telemetry;

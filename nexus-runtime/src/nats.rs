@@ -37,7 +37,10 @@ pub struct Managed {
     files: Arc<Files>,
     port: u16,
     stop: CancellationToken,
-    watcher: tokio::task::JoinHandle<()>,
+    /// A thread of its own, which lives as long as the server is wanted: the server ends with the thread that started it.
+    watcher: std::thread::JoinHandle<()>,
+    /// Held by one process at a time: two servers on the same data would spoil it.
+    _lock: std::fs::File,
 }
 
 /// Where its files are.
@@ -130,18 +133,39 @@ impl Managed {
         let program = find(nats).await?;
         std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
         let folder = std::path::absolute(folder)?;
+        let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("LOCK"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                bail!("{} is in use by another nexus; stop it, or choose another with --data-dir", folder.display())
+            }
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("{} cannot be locked", folder.display()));
+            }
+        }
         let files = Arc::new(Files { program, folder });
         files.stop_left_behind().await?;
         // Free now; should somebody else take it before the server does, the server says so and ends.
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr())?.port();
         let token: String = (0..32).map(|_| format!("{:02x}", rand::random::<u8>())).collect();
         files.write(port, &token)?;
-        let mut child = files.spawn()?;
-        listens(&mut child, port, &files).await?;
-        tracing::info!(port, program = %files.program.display(), "nats-server is ready");
         let stop = CancellationToken::new();
-        let watcher = tokio::spawn(watch(files.clone(), child, port, stop.clone()));
-        Ok(Self { files, port, stop, watcher })
+        let (ready, started) = tokio::sync::oneshot::channel();
+        let run = {
+            let (files, stop) = (files.clone(), stop.clone());
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                match runtime {
+                    Ok(runtime) => runtime.block_on(watch(files, port, stop, ready)),
+                    // Whoever waits is told by what it does not get.
+                    Err(error) => drop(ready.send(Err(error.into()))),
+                }
+            }
+        };
+        let watcher = std::thread::Builder::new().name("nexus-nats".into()).spawn(run)?;
+        started.await.context("the watch over nats-server broke off")??;
+        tracing::info!(port, program = %files.program.display(), "nats-server is ready");
+        Ok(Self { files, port, stop, watcher, _lock: lock })
     }
 
     /// Its address.
@@ -157,8 +181,9 @@ impl Managed {
     /// Stops it, and waits for its end.
     pub async fn stop(self) {
         self.stop.cancel();
-        if let Err(error) = self.watcher.await {
-            tracing::error!(%error, "the watch over nats-server broke off");
+        let watcher = self.watcher;
+        if !matches!(tokio::task::spawn_blocking(move || watcher.join()).await, Ok(Ok(()))) {
+            tracing::error!("the watch over nats-server broke off");
         }
     }
 }
@@ -208,9 +233,25 @@ async fn listens(child: &mut Child, port: u16, files: &Files) -> anyhow::Result<
     }
 }
 
-/// Starts it again when it ends by itself, until it is to stop.
-async fn watch(files: Arc<Files>, child: Child, port: u16, stop: CancellationToken) {
-    let mut running = Some(child);
+/// Starts it, says whether it is ready, and starts it again when it ends by itself, until it is to stop.
+async fn watch(
+    files: Arc<Files>,
+    port: u16,
+    stop: CancellationToken,
+    ready: tokio::sync::oneshot::Sender<anyhow::Result<()>>,
+) {
+    let first = match files.spawn() {
+        Ok(mut child) => listens(&mut child, port, &files).await.map(|()| child),
+        Err(error) => Err(error),
+    };
+    let mut running = match first {
+        Ok(child) => {
+            // Whoever asked may have given up: then it is told to stop.
+            drop(ready.send(Ok(())));
+            Some(child)
+        }
+        Err(error) => return drop(ready.send(Err(error))),
+    };
     let mut pause = RESTART_PAUSE_MIN;
     loop {
         if let Some(mut child) = running.take() {
@@ -232,14 +273,22 @@ async fn watch(files: Arc<Files>, child: Child, port: u16, stop: CancellationTok
             () = tokio::time::sleep(pause) => {}
         }
         pause = (pause * 2).min(RESTART_PAUSE_MAX);
-        match files.spawn() {
-            Ok(mut child) => match listens(&mut child, port, &files).await {
-                Ok(()) => {
-                    tracing::info!(port, "nats-server is ready again");
-                    running = Some(child);
-                }
-                Err(error) => tracing::error!(%error, "nats-server was not started again"),
-            },
+        let mut child = match files.spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                tracing::error!(%error, "nats-server was not started again");
+                continue;
+            }
+        };
+        let listening = tokio::select! {
+            () = stop.cancelled() => return end(child).await,
+            listening = listens(&mut child, port, &files) => listening,
+        };
+        match listening {
+            Ok(()) => {
+                tracing::info!(port, "nats-server is ready again");
+                running = Some(child);
+            }
             Err(error) => tracing::error!(%error, "nats-server was not started again"),
         }
     }

@@ -492,6 +492,7 @@ mod tests {
             replay_id: None,
             emitted: (0..emitted).map(|i| i.to_string()).collect(),
             memory_bytes: None,
+            dead_letter_emitted: false,
             output: output.map(|text| Output {
                 http_status: None,
                 content_type: None,

@@ -26,6 +26,7 @@ use crate::kernel::Kernel;
 use crate::line::Line;
 use crate::overhead::{self, OverheadError};
 use crate::replay::Replays;
+use crate::schedules;
 use crate::storage;
 use crate::telemetry::{Exporter, RuntimeView, Telemetry};
 
@@ -89,6 +90,7 @@ impl Server {
         tasks.spawn(until_stopped("dispatcher", dispatcher.clone().run(), stop.clone()));
         tasks.spawn(until_stopped("log", until_broken(storage.broken(), stop.clone()), stop.clone()));
         tasks.spawn(catalog.clone().follow(stop.clone()));
+        tasks.spawn(schedules::run(line.clone(), stop.clone()));
         tasks.spawn(retain(line.clone(), stop.clone()));
         tasks.spawn(listen_to_probes(kernel.clone(), stop.clone()));
         if kernel.has_collector() {

@@ -17,7 +17,7 @@ async fn prepared() -> Server {
 }
 
 async fn prepared_from(builder: ServerBuilder) -> Server {
-    let bounds = "body_bytes_max = 65536\nbatch_events_max = 4\ncomponent_bytes_max = 300000";
+    let bounds = "body_bytes_max = 65536\nbatch_events_max = 4\ncomponent_bytes_max = 1500000";
     let server = builder.config(bounds).start();
     server.deploy("victim", "probe", json!({"env": {"A": "1"}})).await;
     server.send(event(&[])).await;

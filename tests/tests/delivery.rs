@@ -290,3 +290,79 @@ async fn other_vendors_part_of_a_trace_goes_on() {
     let sent = receiver.received()[0].headers.get("tracestate").cloned();
     assert_eq!(sent.expect("a tracestate"), "vendor=opaque,other=1");
 }
+
+#[tokio::test]
+async fn events_of_one_key_come_in_order_and_a_stuck_one_holds_up_no_other() {
+    let server = Server::start();
+    let retry = json!({"attempts_max": 50, "backoff_ms": 200, "backoff_max_ms": 200});
+    let trigger = json!({"filters": [{"exact": {"type": "keyed"}}], "order": "partitionkey"});
+    server.deploy("worker", "probe", json!({"triggers": [trigger], "retry": retry})).await;
+    let keyed = |id: &str, key: &str, data: Value| {
+        let mut event = event(id, "keyed", data);
+        event["partitionkey"] = json!(key);
+        event
+    };
+    // The first of `a` takes its time, the first of `stuck` fails until it is given up by its owner.
+    server.send(keyed("a1", "a", json!({"sleep_ms": 300}))).await;
+    server.send(keyed("s1", "stuck", json!({"status": 500}))).await;
+    server.send(keyed("s2", "stuck", json!({}))).await;
+    for n in 2..=6 {
+        server.send(keyed(&format!("a{n}"), "a", json!({"sleep_ms": 5}))).await;
+        server.send(keyed(&format!("b{n}"), "b", json!({}))).await;
+    }
+    let time = |event: &Value, key: &str| -> jiff::Timestamp {
+        event["invocations"][0][key].as_str().expect(key).parse().expect("a time")
+    };
+    let mut before: Option<Value> = None;
+    for n in 1..=6 {
+        let now = server.settled(&format!("a{n}"), "done").await;
+        if let Some(before) = before {
+            let took = jiff::SignedDuration::from_nanos(before["invocations"][0]["duration_ns"].as_i64().expect("ns"));
+            assert!(time(&now, "started_at") >= time(&before, "started_at") + took, "{before:#}\n{now:#}");
+        }
+        before = Some(now);
+    }
+    for n in 2..=6 {
+        server.settled(&format!("b{n}"), "done").await;
+    }
+    let tried = server.event_until("s1", |e| e["invocations"].as_array().is_some_and(|i| i.len() >= 2)).await;
+    assert!(matches!(tried["status"].as_str(), Some("failed" | "running")), "{tried:#}");
+    assert_eq!(server.get("/v1/events/s2").await["invocations"], json!([]), "it waits for the one before it");
+    // One without a key is in no order.
+    server.send(event("free", "keyed", json!({}))).await;
+    server.settled("free", "done").await;
+    // What is stuck comes to its end when the function can do it.
+    server.deploy("worker", "noop", json!({"triggers": [trigger], "retry": retry})).await;
+    for id in ["s1", "s2"] {
+        server.settled(id, "done").await;
+    }
+    let (first, second) = (server.get("/v1/events/s1").await, server.get("/v1/events/s2").await);
+    let last = first["invocations"].as_array().and_then(|i| i.last()).expect("an invocation").clone();
+    let last: jiff::Timestamp = last["started_at"].as_str().expect("a time").parse().expect("a time");
+    assert!(time(&second, "started_at") > last, "{first:#}\n{second:#}");
+}
+
+#[tokio::test]
+async fn order_holds_over_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::builder().data_dir(folder.path()).start();
+    let retry = json!({"attempts_max": 50, "backoff_ms": 1000, "backoff_max_ms": 1000});
+    let trigger = json!({"filters": [{"exact": {"type": "keyed"}}], "order": "partitionkey"});
+    server.deploy("worker", "probe", json!({"triggers": [trigger], "retry": retry})).await;
+    for (id, data) in [("s1", json!({"status": 500})), ("s2", json!({})), ("s3", json!({}))] {
+        let mut event = event(id, "keyed", data);
+        event["partitionkey"] = json!("k");
+        server.send(event).await;
+    }
+    server.event_until("s1", |e| e["invocations"].as_array().is_some_and(|i| !i.is_empty())).await;
+    server.kill();
+    let server = Server::builder().data_dir(folder.path()).start();
+    server.event_until("s1", |e| e["invocations"].as_array().is_some_and(|i| i.len() >= 2)).await;
+    for id in ["s2", "s3"] {
+        assert_eq!(server.get(&format!("/v1/events/{id}")).await["invocations"], json!([]), "{id}");
+    }
+    server.deploy("worker", "noop", json!({"triggers": [trigger], "retry": retry})).await;
+    for id in ["s1", "s2", "s3"] {
+        server.settled(id, "done").await;
+    }
+}

@@ -150,6 +150,34 @@ async fn restarting_one_after_the_other_loses_nothing_and_does_nothing_twice() {
 }
 
 #[tokio::test]
+async fn schedules_tick_once_for_all_and_go_on_when_one_goes() {
+    let shared = Shared::at(cluster());
+    let (first, second) = (shared.start("a"), shared.start("b"));
+    let schedule = json!({"name": "often", "cron": "* * * * * *", "event": {"type": "tick"}});
+    first.deploy("clock", "noop", json!({"schedules": [schedule]})).await;
+    let ticks = async |server: &Server| {
+        let page = server.get("/v1/events?limit=1000&type=tick").await;
+        let times = page["items"].as_array().expect("items").iter().map(|item| item["event"]["time"].to_string());
+        let mut times: Vec<_> = times.collect();
+        times.reverse();
+        times
+    };
+    until("ticks", || async { (ticks(&second).await.len() >= 2).then_some(()) }).await;
+    // Whichever of them it is that ticks.
+    first.kill();
+    let before = ticks(&second).await.len();
+    until("more ticks", || async { (ticks(&second).await.len() >= before + 6).then_some(()) }).await;
+    let times = ticks(&second).await;
+    let mut unique = times.clone();
+    unique.sort();
+    unique.dedup();
+    assert_eq!(unique, times, "each once, in order");
+    let first: jiff::Timestamp = times[0].trim_matches('"').parse().expect("a time");
+    let last: jiff::Timestamp = times[times.len() - 1].trim_matches('"').parse().expect("a time");
+    assert_eq!(last.duration_since(first).as_secs() + 1, times.len() as i64, "none is left out: {times:?}");
+}
+
+#[tokio::test]
 async fn one_that_stood_still_comes_back_and_its_late_outcomes_are_further_attempts() {
     let shared = Shared::at(cluster());
     let (first, second) = (shared.start("a"), shared.start("b"));

@@ -62,6 +62,40 @@ impl Filter {
         }
     }
 
+    /// Why the event does not pass; `None` if it does. In one line, for people.
+    pub fn refusal(&self, event: &Event) -> Option<String> {
+        if self.matches(event) {
+            return None;
+        }
+        let first = |wanted: &BTreeMap<String, String>, how: &str, test: fn(&str, &str) -> bool| {
+            let fails =
+                |(name, want): &(&String, &String)| !event.attribute(name).is_some_and(|have| test(&have, want));
+            let (name, want) = wanted.iter().find(fails)?;
+            Some(match event.attribute(name) {
+                Some(have) => format!("{name} is {have:?}, which {how} {want:?}"),
+                None => format!("{name} is absent"),
+            })
+        };
+        match self {
+            Self::Exact(wanted) => first(wanted, "is not", |have, want| have == want),
+            Self::Prefix(wanted) => first(wanted, "does not begin with", |have, want| have.starts_with(want)),
+            Self::Suffix(wanted) => first(wanted, "does not end with", |have, want| have.ends_with(want)),
+            Self::All(filters) => filters.iter().find_map(|filter| filter.refusal(event)),
+            Self::Any(filters) => {
+                let whys: Vec<_> = filters.iter().filter_map(|filter| filter.refusal(event)).take(3).collect();
+                Some(format!("none of {} matches: {}", filters.len(), whys.join("; ")))
+            }
+            Self::Not(filter) => Some(format!("it matches {}, which it must not", Value::from((**filter).clone()))),
+            Self::Sql(expression) => {
+                let evaluated = expression.evaluate(event);
+                Some(match evaluated.error {
+                    Some(error) => format!("`{expression}` fails: {error}"),
+                    None => format!("`{expression}` is not true"),
+                })
+            }
+        }
+    }
+
     /// Reads a filter from its JSON.
     pub fn parse(value: &Value) -> Result<Self, InvalidFilter> {
         let mut budget = FILTERS_MAX;
@@ -271,6 +305,24 @@ mod tests {
         check(r#"{"all":[{"exact":{"type":"a"}},{"exact":{"type":1}}]}"#, "all[1].exact.type", "string");
         check(r#"{"any":[]}"#, "any", "at least one");
         check(r#"{"not":[]}"#, "not", "object");
+    }
+
+    #[test]
+    fn a_refusal_says_why() {
+        let check = |json: &str, expected: Option<&str>| {
+            let filter = Filter::parse(&serde_json::from_str(json).expect(json)).expect(json);
+            assert_eq!(filter.refusal(&event()).as_deref(), expected, "{json}");
+        };
+        check(r#"{"exact":{"region":"eu-west"}}"#, None);
+        check(r#"{"exact":{"region":"us"}}"#, Some(r#"region is "eu-west", which is not "us""#));
+        check(r#"{"exact":{"subject":"x"}}"#, Some("subject is absent"));
+        check(r#"{"prefix":{"region":"us"}}"#, Some(r#"region is "eu-west", which does not begin with "us""#));
+        check(r#"{"suffix":{"region":"us"}}"#, Some(r#"region is "eu-west", which does not end with "us""#));
+        check(r#"{"all":[{"exact":{"id":"1"}},{"exact":{"subject":"x"}}]}"#, Some("subject is absent"));
+        check(r#"{"any":[{"exact":{"subject":"x"}}]}"#, Some("none of 1 matches: subject is absent"));
+        check(r#"{"not":{"exact":{"id":"1"}}}"#, Some(r#"it matches {"exact":{"id":"1"}}, which it must not"#));
+        check(r#"{"sql":"region = 'us'"}"#, Some("`region = 'us'` is not true"));
+        assert!(Filter::parse(&serde_json::json!({"sql": "1/0 = 1"})).expect("sql").refusal(&event()).is_some());
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Functions: what is deployed, and how it may run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::event::Event;
 use crate::filter::Filter;
 use crate::ids::{Digest, FunctionName, Version};
+use crate::schedule::{self, Schedule};
 
 /// The kinds of function, told apart by looking at the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -54,6 +56,9 @@ pub struct InvalidConfig {
 pub struct FunctionConfig {
     /// Each trigger whose filters all match sends the event here. None: only calls by name.
     pub triggers: Vec<Trigger>,
+    /// The clock's own events for the function: at most 64, each with a name of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub schedules: Vec<Schedule>,
     /// The function's environment variables.
     pub env: BTreeMap<String, String>,
     /// Bounds of one invocation, and on how many at once.
@@ -72,6 +77,31 @@ pub struct FunctionConfig {
 pub struct Trigger {
     /// All must match. None matches every event that is addressed to nobody.
     pub filters: Vec<Filter>,
+    /// What happens after a failure on an event of this trigger; absent: as of the function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// An event that is older than this when its turn comes is not delivered; absent: however old. 1 to 2,592,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_s: Option<u64>,
+    /// Whether events that belong together are delivered one after the other. Absent: in no order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+}
+
+/// By what events are kept in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// By their `partitionkey` (CloudEvents, "Partitioning"): those with the same are delivered in the order of the log, the next
+    /// when the one before is done or given up. Those without one in no order.
+    PartitionKey,
+}
+
+impl Trigger {
+    /// Whether the event passes.
+    pub fn matches(&self, event: &Event) -> bool {
+        self.filters.iter().all(|filter| filter.matches(event))
+    }
 }
 
 /// Bounds of one invocation, and on how many at once.
@@ -109,11 +139,23 @@ pub struct Retry {
     pub backoff_ms: u64,
     /// The longest wait.
     pub backoff_max_ms: u64,
+    /// What is emitted for an event that is given up, in the place of a dead letter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetterEvent>,
+}
+
+/// The event that is emitted for one that was given up. Its data has the event, the error and the attempts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeadLetterEvent {
+    /// Its `type`.
+    #[serde(rename = "type")]
+    pub ty: String,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts_max: 5, backoff_ms: 500, backoff_max_ms: 60_000 }
+        Self { attempts_max: 5, backoff_ms: 500, backoff_max_ms: 60_000, dead_letter: None }
     }
 }
 
@@ -144,7 +186,47 @@ pub struct Mount {
     pub writable: bool,
 }
 
+impl Retry {
+    fn validate(&self, at: &str) -> Result<(), InvalidConfig> {
+        let range = |field: &str, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                return Ok(());
+            }
+            Err(InvalidConfig { field: format!("{at}.{field}"), why: format!("is {value}; it must be {min} to {max}") })
+        };
+        range("attempts_max", u64::from(self.attempts_max), 1, 100)?;
+        range("backoff_ms", self.backoff_ms, 0, 3_600_000)?;
+        range("backoff_max_ms", self.backoff_max_ms, self.backoff_ms, 86_400_000)?;
+        match &self.dead_letter {
+            Some(event) if event.ty.is_empty() || event.ty.len() > 256 || event.ty.contains(char::is_control) => {
+                Err(InvalidConfig {
+                    field: format!("{at}.dead_letter.type"),
+                    why: "must be the type of an event, 1 to 256 bytes, as `order.failed`".into(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl FunctionConfig {
+    /// The trigger that sends an event here: the first that matches. None for one that is addressed to the function.
+    pub fn trigger_for(&self, event: &Event) -> Option<&Trigger> {
+        self.triggers.iter().find(|trigger| trigger.matches(event))
+    }
+
+    /// The key by which an event is kept in order here, if it is.
+    pub fn order_key(&self, event: &Event) -> Option<String> {
+        match self.trigger_for(event)?.order? {
+            Order::PartitionKey => event.attribute("partitionkey").map(|key| key.into_owned()),
+        }
+    }
+
+    /// What happens after a failure on an event.
+    pub fn retry_for(&self, event: &Event) -> &Retry {
+        self.trigger_for(event).and_then(|trigger| trigger.retry.as_ref()).unwrap_or(&self.retry)
+    }
+
     /// Checks the bounds of every field.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
         let range = |field: &str, value: u64, min: u64, max: u64| {
@@ -155,12 +237,29 @@ impl FunctionConfig {
         };
         let invalid = |field: String, why: &str| Err(InvalidConfig { field, why: why.into() });
         range("triggers", self.triggers.len() as u64, 0, 64)?;
+        range("schedules", self.schedules.len() as u64, 0, schedule::SCHEDULES_MAX as u64)?;
+        let mut names = BTreeSet::new();
+        for (i, schedule) in self.schedules.iter().enumerate() {
+            if !names.insert(&schedule.name) {
+                return invalid(format!("schedules[{i}].name"), "is that of another schedule of the function");
+            }
+            schedule
+                .event
+                .validate()
+                .map_err(|(key, why)| InvalidConfig { field: format!("schedules[{i}].event.{key}"), why })?;
+        }
         range("limits.timeout_ms", self.limits.timeout_ms, 1, 900_000)?;
         range("limits.memory_mb", u64::from(self.limits.memory_mb), 1, 4096)?;
         range("limits.concurrency", u64::from(self.limits.concurrency), 1, 1000)?;
-        range("retry.attempts_max", u64::from(self.retry.attempts_max), 1, 100)?;
-        range("retry.backoff_ms", self.retry.backoff_ms, 0, 3_600_000)?;
-        range("retry.backoff_max_ms", self.retry.backoff_max_ms, self.retry.backoff_ms, 86_400_000)?;
+        self.retry.validate("retry")?;
+        for (i, trigger) in self.triggers.iter().enumerate() {
+            if let Some(retry) = &trigger.retry {
+                retry.validate(&format!("triggers[{i}].retry"))?;
+            }
+            if let Some(age) = trigger.max_age_s {
+                range(&format!("triggers[{i}].max_age_s"), age, 1, 30 * 86_400)?;
+            }
+        }
         range("env", self.env.len() as u64, 0, 256)?;
         for (name, value) in &self.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
@@ -254,6 +353,9 @@ pub struct Function {
     pub versions: Vec<FunctionVersion>,
     /// How it may run.
     pub config: FunctionConfig,
+    /// Since when it may so; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured_at: Option<Timestamp>,
 }
 
 impl Function {
@@ -296,7 +398,7 @@ mod tests {
 
     #[test]
     fn back_off_doubles_within_its_bounds() {
-        let retry = Retry { attempts_max: 4, backoff_ms: 100, backoff_max_ms: 250 };
+        let retry = Retry { attempts_max: 4, backoff_ms: 100, backoff_max_ms: 250, dead_letter: None };
         let waits: Vec<_> = (1..=4).map(|attempt| retry.after(attempt, 0.5).map(|d| d.as_millis())).collect();
         assert_eq!(waits, [Some(100), Some(200), Some(250), None]);
         assert_eq!(retry.after(1, 0.0), Some(Duration::from_millis(75)));
@@ -308,5 +410,35 @@ mod tests {
         let mut config = FunctionConfig::default();
         config.limits.memory_mb = 0;
         assert!(config.validate().expect_err("bound").to_string().contains("limits.memory_mb"));
+    }
+
+    #[test]
+    fn schedules_are_bounded_and_have_names_of_their_own() {
+        let read = |json: &str| serde_json::from_str::<FunctionConfig>(json).expect(json);
+        let check = |config: &FunctionConfig, expected: &str| {
+            let error = config.validate().expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        let config = read(r#"{"schedules":[{"name":"a","cron":"@daily"},{"name":"b","at":"2026-12-24T18:00:00Z"}]}"#);
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(read(&serde_json::to_string(&config).expect("JSON")), config);
+        check(
+            &read(r#"{"schedules":[{"name":"a","cron":"@daily"},{"name":"a","cron":"@hourly"}]}"#),
+            "`schedules[1].name` is that of another",
+        );
+        check(
+            &read(r#"{"schedules":[{"name":"a","cron":"@daily","event":{"type":""}}]}"#),
+            "`schedules[0].event.type` must have",
+        );
+        let many: Vec<_> = (0..65).map(|i| format!(r#"{{"name":"s{i}","cron":"@daily"}}"#)).collect();
+        check(&read(&format!(r#"{{"schedules":[{}]}}"#, many.join(","))), "`schedules` is 65; it must be 0 to 64");
+        let error = serde_json::from_str::<FunctionConfig>(r#"{"schedules":[{"name":"a","cron":"0 25 * * *"}]}"#);
+        assert!(error.expect_err("hour").to_string().contains("schedule \"a\": `cron`"));
+    }
+
+    #[test]
+    fn no_schedules_leave_no_trace() {
+        let json = serde_json::to_string(&FunctionConfig::default()).expect("JSON");
+        assert!(!json.contains("schedules"), "{json}");
     }
 }

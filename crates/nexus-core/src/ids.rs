@@ -53,54 +53,75 @@ impl fmt::Display for RuntimeId {
     }
 }
 
-/// A function's name: 1 to 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit (a DNS label).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct FunctionName(String);
+macro_rules! label_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
 
-impl FunctionName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for FunctionName {
-    type Err = InvalidId;
-
-    fn from_str(s: &str) -> Result<Self, InvalidId> {
-        let invalid = |why| Err(InvalidId::new("function name", s, why));
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        if s.is_empty() || s.len() > 63 {
-            return invalid("must have 1 to 63 characters");
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-        if !s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
-            return invalid("may hold only a-z, 0-9 and '-'");
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(s: &str) -> Result<Self, InvalidId> {
+                match not_a_label(s) {
+                    Some(why) => Err(InvalidId::new($what, s, why)),
+                    None => Ok(Self(s.to_owned())),
+                }
+            }
         }
-        if !edge(s.chars().next()) || !edge(s.chars().last()) {
-            return invalid("must begin and end with a letter or a digit");
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+            fn try_from(s: String) -> Result<Self, InvalidId> {
+                s.parse()
+            }
         }
-        Ok(Self(s.to_owned()))
-    }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
 
-impl TryFrom<String> for FunctionName {
-    type Error = InvalidId;
-    fn try_from(s: String) -> Result<Self, InvalidId> {
-        s.parse()
-    }
-}
+label_id!(
+    /// A function's name: 1 to 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit (a DNS label).
+    FunctionName,
+    "function name"
+);
+label_id!(
+    /// The name of a schedule within its function: a DNS label, as a function's name is.
+    ScheduleName,
+    "schedule name"
+);
 
-impl From<FunctionName> for String {
-    fn from(name: FunctionName) -> Self {
-        name.0
+/// Why `s` is no DNS label, if it is none.
+fn not_a_label(s: &str) -> Option<&'static str> {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    if s.is_empty() || s.len() > 63 {
+        return Some("must have 1 to 63 characters");
     }
-}
-
-impl fmt::Display for FunctionName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+    if !s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
+        return Some("may hold only a-z, 0-9 and '-'");
     }
+    if !edge(s.chars().next()) || !edge(s.chars().last()) {
+        return Some("must begin and end with a letter or a digit");
+    }
+    None
 }
 
 /// A function's version: 1 for the first deployed, counted up by one for each different component.

@@ -1,4 +1,5 @@
-//! What every part of Nexus speaks of: ids, events, records, outcomes, trace context, filters; and how they start threads.
+//! What every part of Nexus speaks of: ids, events, records, outcomes, trace context, filters, schedules; and how
+//! they start threads.
 //!
 //! No tokio and no I/O: nearly everything here is data, or a pure function of data.
 
@@ -12,5 +13,6 @@ pub mod kernel;
 pub mod mark;
 pub mod outcome;
 pub mod record;
+pub mod schedule;
 pub mod threads;
 pub mod trace;

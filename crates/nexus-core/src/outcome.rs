@@ -74,6 +74,8 @@ pub enum Disposition {
     },
     /// Failed, and will not be tried again.
     Dead,
+    /// Not run: the event was too old by then.
+    Expired,
     /// A replay: it changes nothing about the event's delivery.
     Replayed,
 }
@@ -238,6 +240,9 @@ pub struct Outcome {
     pub output: Option<Output>,
     /// What happens next.
     pub disposition: Disposition,
+    /// It is dead, and an event that says so was emitted with it: it is not kept as a dead letter.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dead_letter_emitted: bool,
     /// Calls to the outside, in the order of their start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_calls: Vec<HostCall>,

@@ -90,6 +90,12 @@ impl Answer {
         Self { http_status: None, headers, body }
     }
 
+    /// How long the function asks to be left alone, by the header of that name in seconds.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    }
+
     /// The media type that the function named.
     pub fn content_type(&self) -> Option<&str> {
         self.headers.get(http::header::CONTENT_TYPE)?.to_str().ok()
@@ -105,6 +111,8 @@ pub struct Finished {
     pub error: Option<String>,
     /// Whether trying again cannot help, because the function said so.
     pub permanent: bool,
+    /// How long it asks to be left alone before the next attempt.
+    pub retry_after: Option<Duration>,
     /// What it gave back, if it was to.
     pub answer: Answer,
     /// The events that it emitted.
@@ -131,7 +139,7 @@ pub struct Finished {
 /// How a guest failed.
 enum Failure {
     /// It said so itself.
-    Said { why: String, permanent: bool, answer: Box<Answer> },
+    Said { why: String, permanent: bool, retry_after: Option<Duration>, answer: Box<Answer> },
     /// It was stopped, or broke a rule.
     Stopped(wasmtime::Error),
     /// It gave back more than it may.
@@ -197,6 +205,7 @@ impl Loaded {
             status: InvocationStatus::Ok,
             error: None,
             permanent: false,
+            retry_after: None,
             answer: Answer::default(),
             emitted: Vec::new(),
             host_calls: ended.made,
@@ -220,8 +229,8 @@ impl Loaded {
 
 fn fail(finished: &mut Finished, failure: Failure, refused: bool, timeout: Duration, output_bytes_max: usize) {
     let (status, error) = match failure {
-        Failure::Said { why, permanent, answer } => {
-            finished.permanent = permanent;
+        Failure::Said { why, permanent, retry_after, answer } => {
+            (finished.permanent, finished.retry_after) = (permanent, retry_after);
             finished.answer = *answer;
             (InvocationStatus::Error, why)
         }
@@ -250,7 +259,7 @@ fn reason(error: &wasmtime::Error) -> String {
         .downcast_ref::<wasmtime::WasmBacktrace>()
         .and_then(|backtrace| backtrace.frames().first().and_then(|f| f.func_name().map(str::to_owned)));
     match place {
-        Some(function) => format!("{cause}, in {function}"),
+        Some(function) => format!("{cause}, in {:#}", rustc_demangle::demangle(&function)),
         None => cause,
     }
 }
@@ -429,7 +438,7 @@ impl Guest {
             // The response goes back as it is, but the invocation did not go well.
             Request::Http(_) if answer.http_status.is_some_and(|s| s >= 500) => {
                 let why = format!("the function answered with status {}", answer.http_status.unwrap_or_default());
-                Err(Failure::Said { why, permanent: true, answer: Box::new(answer) })
+                Err(Failure::Said { why, permanent: true, retry_after: None, answer: Box::new(answer) })
             }
             Request::Http(_) => Ok((answer, Vec::new())),
             Request::Event(_) => answered(answer),
@@ -454,7 +463,7 @@ impl Guest {
         match outcome {
             Ok(bytes) if bytes.len() > self.loaded.engine.config.output_bytes_max => Err(Failure::TooMuch),
             Ok(bytes) => emit::from_outcome(bytes).map_err(not_permanent),
-            Err(why) => Err(not_permanent(why)),
+            Err(why) => Err(said(why)),
         }
     }
 
@@ -504,8 +513,30 @@ impl Guest {
     }
 }
 
+/// The error of a `nexus:function`: text, or a JSON object that says more (see `wit/nexus-function.wit`).
+fn said(why: String) -> Failure {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Said {
+        error: String,
+        #[serde(default)]
+        permanent: bool,
+        #[serde(default)]
+        retry_after_ms: Option<u64>,
+    }
+    match serde_json::from_str::<Said>(&why) {
+        Ok(said) => Failure::Said {
+            why: said.error,
+            permanent: said.permanent,
+            retry_after: said.retry_after_ms.map(Duration::from_millis),
+            answer: Box::default(),
+        },
+        Err(_) => not_permanent(why),
+    }
+}
+
 fn not_permanent(why: String) -> Failure {
-    Failure::Said { why, permanent: false, answer: Box::default() }
+    Failure::Said { why, permanent: false, retry_after: None, answer: Box::default() }
 }
 
 /// An event's delivery over HTTP: 2xx is success; 408, 425, 429 and 5xx are worth another try, as Knative has it.
@@ -515,7 +546,8 @@ fn answered(answer: Answer) -> Result<(Answer, Vec<Draft>), Failure> {
         Some(code) => {
             let permanent = !matches!(code, 408 | 425 | 429 | 500..);
             let why = format!("the function answered with status {code}");
-            Err(Failure::Said { why, permanent, answer: Box::new(answer) })
+            let retry_after = answer.retry_after();
+            Err(Failure::Said { why, permanent, retry_after, answer: Box::new(answer) })
         }
     }
 }

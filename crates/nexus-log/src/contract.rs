@@ -59,6 +59,16 @@ pub enum StorageError {
     /// What was read is not what was written.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// One write has more bytes than can be taken.
+    #[error("{bytes} bytes in one write; {max} can be taken{why}")]
+    TooLarge {
+        /// Its bytes.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+        /// Whose bound that is.
+        why: &'static str,
+    },
     /// Asked for what no storage can do: a larger key, value or batch than the bounds allow, an outcome of no event.
     #[error("not a valid request to storage: {0}")]
     Invalid(String),
@@ -111,6 +121,28 @@ pub struct Parked {
     pub attempt: u32,
     /// Not before this time.
     pub at: Timestamp,
+}
+
+/// A delivery that was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The event.
+    pub seq: Seq,
+    /// The function.
+    pub function: FunctionName,
+    /// The last attempt.
+    pub attempt: u32,
+    /// When it was given up.
+    pub at: Timestamp,
+}
+
+/// What becomes of a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// It is parked, due now: another attempt is made.
+    Retry,
+    /// It is forgotten. The event and its outcomes stay.
+    Drop,
 }
 
 /// How far delivery has come.
@@ -245,6 +277,21 @@ pub trait Log: Send + Sync + 'static {
 
     /// One outcome by its invocation.
     async fn outcome(&self, invocation: InvocationId) -> Result<Option<Outcome>, StorageError>;
+
+    /// Dead letters, the newest events first: at most `limit` (1 to 1,000), of one function or of all, and only those that come
+    /// after a place and a function in that order.
+    async fn dead_letters(
+        &self,
+        function: Option<&FunctionName>,
+        after: Option<(Seq, FunctionName)>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StorageError>;
+
+    /// Does away with dead letters, as one; how many of them there were. Returns when it is durable.
+    async fn release(&self, letters: Vec<(Seq, FunctionName)>, how: Release) -> Result<u64, StorageError>;
+
+    /// Counts up when dead letters were parked by [`Log::release`], by whomever: [`Log::progress`] has them.
+    fn released(&self) -> watch::Receiver<u64>;
 
     /// Takes away what is older or more than the retention allows, oldest first, but never an event that is not yet
     /// delivered or that is parked. Returns how many events went.

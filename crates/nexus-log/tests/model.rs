@@ -171,7 +171,9 @@ impl Run {
                 let outcome = outcome(seq, 1, disposition);
                 match disposition {
                     Disposition::Retry { .. } => drop(self.model.parked.insert(seq)),
-                    Disposition::Done | Disposition::Dead => drop(self.model.parked.remove(&seq)),
+                    Disposition::Done | Disposition::Dead | Disposition::Expired => {
+                        self.model.parked.remove(&seq);
+                    }
                     Disposition::Replayed => {}
                 }
                 self.model.outcomes.entry(seq).or_default().push(outcome.clone());

@@ -72,6 +72,7 @@ impl Catalog {
                     name: name.clone(),
                     versions: Vec::new(),
                     config: FunctionConfig::default(),
+                    configured_at: Some(Timestamp::now()),
                 });
                 created = function.current().is_none_or(|current| current.digest != digest);
                 if created {
@@ -105,7 +106,10 @@ impl Catalog {
         }
         self.change(name, |old| {
             let function = old.ok_or_else(|| DeployError::NotFound(name.clone()))?;
-            Ok(Function { config: config.clone(), ..function })
+            if function.config == config {
+                return Ok(function);
+            }
+            Ok(Function { config: config.clone(), configured_at: Some(Timestamp::now()), ..function })
         })
         .await
     }

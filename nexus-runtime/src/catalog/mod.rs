@@ -5,6 +5,7 @@ mod loaded;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use nexus_core::event::Event;
@@ -13,13 +14,15 @@ use nexus_core::ids::{Digest, FunctionName, FunctionRef};
 use nexus_engine::{Engine, Profile};
 use nexus_log::{Revision, Storage, StorageError};
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use deploy::DeployError;
 pub use loaded::Ready;
 
 const PREFIX: &str = "functions/";
+/// The pause before the registry is read again after that failed.
+const REFRESH_PAUSE: Duration = Duration::from_millis(500);
 
 /// Every deployed function. Reading is a look at memory; changing goes through the registry's compare-and-set.
 pub struct Catalog {
@@ -29,8 +32,11 @@ pub struct Catalog {
     calls_waiting_max: usize,
     loaded: loaded::LoadedFunctions,
     view: RwLock<Arc<View>>,
+    /// Up to which change of the registry the view was read.
+    read_to: watch::Sender<u64>,
     /// One change at a time in this process; others are kept out by the registry.
     changing: tokio::sync::Mutex<()>,
+    refreshing: tokio::sync::Mutex<()>,
 }
 
 /// The functions at one moment.
@@ -81,9 +87,7 @@ impl View {
 
     /// The functions that have a trigger for the event.
     pub fn route<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Arc<Entry>> {
-        self.entries.values().filter(move |entry| {
-            entry.config.triggers.iter().any(|trigger| trigger.filters.iter().all(|f| f.matches(event)))
-        })
+        self.entries.values().filter(move |entry| entry.config.trigger_for(event).is_some())
     }
 }
 
@@ -102,7 +106,9 @@ impl Catalog {
             mounts_allowed,
             calls_waiting_max,
             view: RwLock::default(),
+            read_to: watch::Sender::new(0),
             changing: tokio::sync::Mutex::new(()),
+            refreshing: tokio::sync::Mutex::new(()),
         };
         catalog.refresh().await?;
         Ok(Arc::new(catalog))
@@ -116,6 +122,9 @@ impl Catalog {
     /// Reads the registry again. A function whose limits did not change keeps its permits, so that running invocations
     /// still count.
     pub async fn refresh(&self) -> Result<(), StorageError> {
+        // One after the other: an older view must not take the place of a newer one.
+        let _alone = self.refreshing.lock().await;
+        let changes = *self.storage.registry.changes().borrow();
         let old = self.view();
         let mut entries = BTreeMap::new();
         for (key, value, revision) in self.storage.registry.list(PREFIX).await? {
@@ -140,21 +149,36 @@ impl Catalog {
             entries.insert(name, Arc::new(Entry { function, config, permits, calls, revision }));
         }
         *self.view.write() = Arc::new(View { entries });
+        self.read_to.send_modify(|read| *read = changes.max(*read));
         Ok(())
+    }
+
+    /// Waits until the view has everything that was deployed before now, by whomever.
+    pub async fn caught_up(&self) {
+        let changes = *self.storage.registry.changes().borrow();
+        // The sender is this catalog's own: it cannot be gone.
+        let _ = self.read_to.subscribe().wait_for(|read| *read >= changes).await;
     }
 
     /// Keeps up with what is deployed, by this runtime or by others, until the server stops.
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
         let mut changes = self.storage.registry.changes();
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() { return },
+            // Also what changed before this began to look.
+            let wanted = *changes.borrow_and_update();
+            if *self.read_to.borrow() >= wanted {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = changes.changed() => if changed.is_err() { return },
+                }
+                continue;
             }
-            // One that deploys here has its own view of what is there, and waits for nobody.
-            let _alone = self.changing.lock().await;
-            if let Err(error) = self.refresh().await {
-                tracing::error!(%error, "what is deployed cannot be read");
+            while let Err(error) = self.refresh().await {
+                tracing::error!(%error, "what is deployed cannot be read; trying again");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(REFRESH_PAUSE) => {}
+                }
             }
         }
     }

@@ -83,8 +83,11 @@ pub async fn run(args: DeployArgs, client: &Client) -> Done {
     }
     if let Some(mut config) = config {
         if !args.on.is_empty() {
-            config.triggers =
-                args.on.iter().map(|f| nexus_core::function::Trigger { filters: vec![f.clone()] }).collect();
+            config.triggers = args
+                .on
+                .iter()
+                .map(|f| nexus_core::function::Trigger { filters: vec![f.clone()], ..Default::default() })
+                .collect();
         }
         config.env.extend(args.env.iter().cloned().collect::<BTreeMap<_, _>>());
         let put = client.request(Method::PUT, &format!("/v1/functions/{name}/config"));

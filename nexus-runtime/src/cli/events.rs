@@ -161,6 +161,27 @@ fn row(event: &Value) -> Vec<String> {
     ]
 }
 
+/// Where the event went and why, and where not.
+fn show_routing(event: &Value) {
+    for routing in event["routing"].as_array().into_iter().flatten() {
+        let doubt =
+            if routing["certain"] == true { "" } else { "  (as configured now, which is later than the event)" };
+        let function = text(&routing["function"]);
+        if routing["matched"] == true {
+            say!("goes to    {function}  trigger {}{doubt}", routing["trigger"]);
+            continue;
+        }
+        let whys: Vec<_> = routing["why"].as_array().into_iter().flatten().map(text).collect();
+        say!("not to     {function}  {}{doubt}", style::cut(&whys.join("; "), 200));
+    }
+    let shown = event["routing"].as_array().into_iter().flatten().filter(|routing| routing["matched"] == false).count();
+    if let Some(more) =
+        event["not_matched"].as_u64().and_then(|all| all.checked_sub(shown as u64)).filter(|more| *more > 0)
+    {
+        say!("not to     {more} more functions");
+    }
+}
+
 /// The story of one event.
 fn show(event: &Value) {
     let e = &event["event"];
@@ -183,6 +204,7 @@ fn show(event: &Value) {
     if !e["data"].is_null() {
         say!("data       {}", style::cut(&style::safe(&e["data"].to_string()), 400));
     }
+    show_routing(event);
     let invocations = event["invocations"].as_array().cloned().unwrap_or_default();
     if invocations.is_empty() {
         say!(

@@ -4,6 +4,7 @@ mod child;
 mod client;
 mod deploy;
 mod dev;
+mod dlq;
 mod doctor;
 mod events;
 mod functions;
@@ -147,6 +148,9 @@ enum Command {
     #[command(after_help = "Examples:\n  nexus profile order-check --seconds 30\n  \
                             nexus profile order-check -o order-check.pb.gz && go tool pprof -top order-check.pb.gz")]
     Profile(profile::ProfileArgs),
+    /// Lists dead letters (deliveries that were given up), tries them again, or drops them
+    #[command(after_help = "Examples:\n  nexus dlq\n  nexus dlq retry EVENT\n  nexus dlq drop --function order-check")]
+    Dlq(dlq::DlqArgs),
     /// Prints what functions wrote
     #[command(after_help = "Examples:\n  nexus logs --event ID\n  nexus logs --follow")]
     Logs(logs::LogsArgs),
@@ -217,6 +221,7 @@ async fn run_client(command: Command, global: Global) -> Done {
         Command::Trace(args) => trace::run(args, &client).await,
         Command::Replay(args) => replay::run(args, &client).await,
         Command::Profile(args) => profile::run(args, &client).await,
+        Command::Dlq(args) => dlq::run(args, &client).await,
         Command::Logs(args) => logs::run(args, &client).await,
         Command::Doctor(args) => doctor::run(args, &client).await,
         Command::Dev(_)

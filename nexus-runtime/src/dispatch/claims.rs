@@ -20,14 +20,14 @@ enum State {
     /// Not yet met by the dispatcher.
     Open,
     /// Met; counted as in flight.
-    Seen(InFlight),
+    Seen(InFlight, Arc<Record>),
     /// Over before the dispatcher met it.
     Over,
 }
 
 impl Claims {
     /// Whether the event is claimed. Called by the dispatcher, once for each event.
-    pub fn seen(&self, dispatcher: &Dispatcher, record: &Record) -> bool {
+    pub fn seen(&self, dispatcher: &Dispatcher, record: &Arc<Record>) -> bool {
         let mut claims = self.0.lock();
         match claims.get_mut(&record.entry.event.id) {
             None => false,
@@ -35,16 +35,17 @@ impl Claims {
                 claims.remove(&record.entry.event.id);
                 true
             }
+            // Met anew, because the runtimes have changed.
+            Some(State::Seen(..)) => true,
             Some(state) => {
-                *state = State::Seen(dispatcher.tracker.begin(record.seq, 1));
+                *state = State::Seen(dispatcher.tracker.begin(record.seq, 1), record.clone());
                 true
             }
         }
     }
 }
 
-/// One claim. Dropped without [`Claim::settled`] or [`Claim::not_appended`] it leaves the event unsettled, for the next
-/// start to deliver.
+/// One claim. Dropped without [`Claim::settled`] or [`Claim::not_appended`] it leaves the event to the dispatcher.
 pub struct Claim {
     dispatcher: Arc<Dispatcher>,
     event_id: String,
@@ -66,7 +67,7 @@ impl Claim {
                 claims.insert(self.event_id.clone(), State::Over);
             }
             // Letting go of the last count moves the mark, which takes another lock: not under this one.
-            Some(State::Seen(in_flight)) => {
+            Some(State::Seen(in_flight, _)) => {
                 drop(claims);
                 in_flight.settle();
             }
@@ -86,8 +87,10 @@ impl Drop for Claim {
         if self.ended {
             return;
         }
-        // What was in flight goes unsettled, which takes another lock: not under this one.
+        // Its outcome could not be written, or it panicked: it is delivered like any other now.
         let state = self.dispatcher.claims.0.lock().remove(&self.event_id);
-        drop(state);
+        if let Some(State::Seen(in_flight, record)) = state {
+            self.dispatcher.take_over(record, in_flight);
+        }
     }
 }

@@ -11,6 +11,7 @@ use nexus_core::record::Record;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::ordered::Key;
 use super::tracker::InFlight;
 
 /// One function may fill a fourth of the room for deliveries.
@@ -28,6 +29,8 @@ pub(super) struct Work {
     pub kib: u32,
     /// The event, while it need not be read first.
     pub record: Option<Arc<Record>>,
+    /// By what it is kept in order, if it is.
+    pub key: Option<Key>,
     pub in_flight: InFlight,
 }
 
@@ -113,7 +116,7 @@ mod tests {
 
     fn work(tracker: &Tracker, seq: u64, name: &str, kib: u32) -> Work {
         let (seq, name) = (Seq(seq), name.parse().expect("a name"));
-        Work { seq, name, attempt: 1, kib, record: None, in_flight: tracker.begin(seq, 1) }
+        Work { seq, name, attempt: 1, kib, record: None, key: None, in_flight: tracker.begin(seq, 1) }
     }
 
     #[test]

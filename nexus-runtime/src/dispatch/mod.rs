@@ -8,24 +8,25 @@
 
 mod claims;
 mod lanes;
+mod ordered;
 mod retries;
 mod tracker;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_core::ids::{FunctionName, RuntimeId, Seq};
-use nexus_core::outcome::{Disposition, TriggerKind};
+use nexus_core::outcome::{Disposition, Outcome, TriggerKind};
 use nexus_core::record::Record;
 use nexus_log::{Members, Parked, StorageError};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::gateway::http_event;
-use crate::line::{Delivery, Line};
+use crate::line::{Delivery, Line, expired};
 use lanes::Work;
 
 pub use claims::Claim;
@@ -44,9 +45,12 @@ pub struct Dispatcher {
     claims: claims::Claims,
     retries: retries::Retries,
     lanes: lanes::Lanes,
+    ordered: ordered::Ordered,
     room: Arc<Semaphore>,
     room_kib: u32,
     members: RwLock<Arc<Members>>,
+    /// Deliveries that were begun, and have not ended.
+    running: Mutex<HashSet<(Seq, FunctionName)>>,
     deliveries: TaskTracker,
     stop: CancellationToken,
 }
@@ -70,8 +74,10 @@ impl Dispatcher {
             claims: claims::Claims::default(),
             retries: retries::Retries::default(),
             lanes: lanes::Lanes::new(room_kib),
+            ordered: ordered::Ordered::default(),
             room: Arc::new(Semaphore::new(room_kib as usize)),
             room_kib,
+            running: Mutex::default(),
             members: RwLock::new(line.storage.log.members().borrow().clone()),
             line,
             deliveries: TaskTracker::new(),
@@ -82,16 +88,50 @@ impl Dispatcher {
     /// Runs until told to stop; what is in flight then is waited for by [`Dispatcher::drain`].
     pub async fn run(self: Arc<Self>) -> Result<(), StorageError> {
         let log = self.line.storage.log.clone();
-        let (mut head, mut members) = (log.head(), log.members());
+        let (mut head, mut members, mut released) = (log.head(), log.members(), log.released());
         while !self.stop.is_cancelled() {
-            *self.members.write() = members.borrow_and_update().clone();
-            let progress = log.progress().await?;
+            let now = members.borrow_and_update().clone();
+            let progress = match log.progress().await {
+                Ok(progress) => progress,
+                Err(error) if error.is_retryable() => {
+                    tracing::error!(%error, "how far delivery has come cannot be read");
+                    members.mark_changed();
+                    self.pause().await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let recovered_to = *head.borrow_and_update();
-            self.tracker.start_at(progress.delivered_below.max(Seq(1)));
-            self.retries.replace(progress.parked);
-            self.deliver_own(&log, &mut head, &mut members, recovered_to).await;
+            self.ordered.reset();
+            self.tracker.start_at(progress.delivered_below.max(Seq(1)), now.epoch);
+            *self.members.write() = now;
+            self.hold_parked(&progress.parked).await;
+            self.retries.add(progress.parked);
+            self.deliver_own(&log, &mut head, &mut members, &mut released, recovered_to).await;
         }
         Ok(())
+    }
+
+    /// What waits to be tried again holds its key: what comes behind it must wait.
+    async fn hold_parked(&self, parked: &[Parked]) {
+        let view = self.line.catalog.view();
+        for Parked { seq, function, .. } in parked {
+            let Some(entry) = view.get(function) else { continue };
+            if entry.config.triggers.iter().all(|trigger| trigger.order.is_none()) {
+                continue;
+            }
+            match self.line.storage.log.get(*seq).await {
+                Ok(Some(record)) if self.owns(&record) => {
+                    if let Some(key) = entry.config.order_key(&record.entry.event) {
+                        self.ordered.park(&(function.clone(), key), *seq);
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(%error, seq = seq.0, "a parked event cannot be read; it may be overtaken")
+                }
+            }
+        }
     }
 
     /// Delivers what is this runtime's own, until other events are, or the server stops.
@@ -100,6 +140,7 @@ impl Dispatcher {
         log: &Arc<dyn nexus_log::Log>,
         head: &mut watch::Receiver<Seq>,
         members: &mut watch::Receiver<Arc<Members>>,
+        released: &mut watch::Receiver<u64>,
         recovered_to: Seq,
     ) {
         let mut next = self.tracker.read_to();
@@ -116,6 +157,7 @@ impl Dispatcher {
                 };
                 // Retention may have taken what is not there any more; it takes only what is delivered.
                 let last = records.last().map_or(until, |r| r.seq);
+                self.line.catalog.caught_up().await;
                 for record in records {
                     self.take(record, recovered_to).await;
                 }
@@ -130,9 +172,22 @@ impl Dispatcher {
                 biased;
                 () = self.stop.cancelled() => return,
                 _ = members.changed() => return,
+                // Dead letters are tried again: who owns them is not who was asked, perhaps.
+                changed = released.changed() => if changed.is_ok() {
+                    match log.progress().await {
+                        Ok(progress) => self.retries.add(progress.parked),
+                        Err(error) => {
+                            tracing::error!(%error, "what was released cannot be read");
+                            released.mark_changed();
+                            self.pause().await;
+                        }
+                    }
+                },
                 // Before the new ones: under a load that never pauses they would never come to their turn.
                 parked = self.retries.due() => self.retry(parked).await,
-                changed = head.changed() => if changed.is_err() { return self.stop.cancelled().await },
+                changed = head.changed() => if changed.is_err() {
+                    return self.stop.cancelled().await;
+                },
                 // An idle dispatcher has news for the log too: deliveries end.
                 () = self.tracker.moved() => self.tell(log).await,
             }
@@ -150,6 +205,21 @@ impl Dispatcher {
     /// Announces that the caller itself will deliver the event with this id, before it is appended.
     pub fn claim(self: &Arc<Self>, event_id: &str) -> Claim {
         Claim::new(self.clone(), event_id)
+    }
+
+    /// Delivers an event that somebody claimed and could not settle.
+    fn take_over(self: &Arc<Self>, record: Arc<Record>, in_flight: tracker::InFlight) {
+        let Some(name) = record.entry.target.clone() else { return };
+        let dispatcher = self.clone();
+        self.deliveries.spawn(async move {
+            dispatcher.pause().await;
+            let settled = dispatcher.last_outcomes(record.seq).await.is_ok_and(|last| last.contains_key(&name));
+            if settled {
+                in_flight.settle();
+            } else if !dispatcher.stop.is_cancelled() {
+                dispatcher.begin(&record, name, 1, in_flight);
+            }
+        });
     }
 
     /// Runs a delivery that someone waits for in a task of its own, so that a client that goes away does not end it.
@@ -199,8 +269,7 @@ impl Dispatcher {
     }
 
     async fn tell(&self, log: &Arc<dyn nexus_log::Log>) {
-        let epoch = self.members.read().epoch;
-        if let Some(below) = self.tracker.news()
+        if let Some((below, epoch)) = self.tracker.news()
             && let Err(error) = log.advance(below, epoch).await
         {
             // It only means that a restart looks at more.
@@ -210,8 +279,7 @@ impl Dispatcher {
 
     /// Routes one event and begins its deliveries.
     async fn take(self: &Arc<Self>, record: Arc<Record>, recovered_to: Seq) {
-        // What is in flight since before the runtimes changed is carried to its end.
-        if !self.owns(&record) || self.tracker.is_in_flight(record.seq) {
+        if !self.owns(&record) {
             return;
         }
         if record.entry.target.is_some() && self.claims.seen(self, &record) {
@@ -222,12 +290,20 @@ impl Dispatcher {
             None => self.line.catalog.view().route(&record.entry.event).map(|e| e.function.name.clone()).collect(),
         };
         if record.seq <= recovered_to && !targets.is_empty() {
-            // A crash may have come after some of the outcomes were written.
-            match self.settled(record.seq).await {
-                Ok(settled) => targets.retain(|name| !settled.contains(name)),
-                Err(error) => tracing::error!(%error, seq = record.seq.0, "outcomes cannot be read"),
+            // A crash may have come after some of the outcomes were written, or another runtime may have written them.
+            loop {
+                match self.settled(record.seq).await {
+                    Ok(settled) => break targets.retain(|name| !settled.contains(name)),
+                    Err(error) => tracing::error!(%error, seq = record.seq.0, "outcomes cannot be read"),
+                }
+                self.pause().await;
+                if self.stop.is_cancelled() {
+                    return;
+                }
             }
         }
+        // What is in flight since before the runtimes changed is carried to its end.
+        targets.retain(|name| !self.running.lock().contains(&(record.seq, name.clone())));
         if targets.is_empty() {
             return;
         }
@@ -236,7 +312,7 @@ impl Dispatcher {
             tokio::select! {
                 // What is not begun stays unsettled.
                 () = self.stop.cancelled() => return,
-                () = self.lanes.place_to_wait() => {}
+                () = async { tokio::join!(self.lanes.place_to_wait(), self.ordered.place_to_wait()); } => {}
             }
             self.begin(&record, name, 1, in_flight.clone());
         }
@@ -244,19 +320,41 @@ impl Dispatcher {
 
     /// The functions whose part in the event is settled: delivered, given up, or parked.
     async fn settled(&self, seq: Seq) -> Result<HashSet<FunctionName>, StorageError> {
+        let last = self.last_outcomes(seq).await?;
+        // It may have been parked after what was parked was read.
+        self.retries.add(last.values().filter_map(|outcome| match outcome.disposition {
+            Disposition::Retry { at } => {
+                Some(Parked { seq, function: outcome.function.clone(), attempt: outcome.attempt, at })
+            }
+            _ => None,
+        }));
+        Ok(last.into_keys().collect())
+    }
+
+    /// The last outcome of each function that the event was delivered to.
+    async fn last_outcomes(&self, seq: Seq) -> Result<HashMap<FunctionName, Outcome>, StorageError> {
         let outcomes = self.line.storage.log.outcomes(seq).await?;
-        Ok(outcomes
-            .into_iter()
-            .filter(|o| !matches!(o.disposition, Disposition::Replayed))
-            .map(|o| o.function)
-            .collect())
+        let delivered = outcomes.into_iter().filter(|o| !matches!(o.disposition, Disposition::Replayed));
+        Ok(delivered.map(|outcome| (outcome.function.clone(), outcome)).collect())
     }
 
     /// Begins a delivery, or lets it wait for those of its function that are before it.
     fn begin(self: &Arc<Self>, record: &Arc<Record>, name: FunctionName, attempt: u32, in_flight: tracker::InFlight) {
         let bytes = record.entry.event.data.as_ref().map_or(0, |d| d.as_bytes().len());
         let kib = u32::try_from(DELIVERY_KIB + bytes / 1024).unwrap_or(u32::MAX).min(self.room_kib);
-        let work = Work { seq: record.seq, name, attempt, kib, record: Some(record.clone()), in_flight };
+        let entry = self.line.catalog.view().get(&name).cloned();
+        let key = entry.and_then(|entry| entry.config.order_key(&record.entry.event)).map(|key| (name.clone(), key));
+        let work = Work { seq: record.seq, name, attempt, kib, record: Some(record.clone()), key, in_flight };
+        self.running.lock().insert((work.seq, work.name.clone()));
+        let turn = match work.key.clone() {
+            Some(key) => self.ordered.enter(&key, work),
+            None => Some(work),
+        };
+        turn.into_iter().for_each(|work| self.enter_lane(work));
+    }
+
+    /// Lets a delivery begin, or wait for a place of its function.
+    fn enter_lane(self: &Arc<Self>, work: Work) {
         if let Some(work) = self.lanes.enter(work) {
             self.spawn_delivery(work);
         }
@@ -276,15 +374,29 @@ impl Dispatcher {
                 // Never closed: an error cannot be.
                 None => dispatcher.room.clone().acquire_many_owned(work.kib).await.ok(),
             };
-            if dispatcher.deliver(work).await {
-                work.in_flight.settle();
-                dispatcher.retries.ended(work.seq, &work.name);
+            let ended = dispatcher.deliver(work).await;
+            if let Ended::Stopped = ended {
+                return;
             }
+            dispatcher.running.lock().remove(&(work.seq, work.name.clone()));
+            if !matches!(ended, Ended::Parked) {
+                let next = work.key.as_ref().and_then(|key| dispatcher.ordered.leave(key, work.seq));
+                next.into_iter().for_each(|work| dispatcher.enter_lane(work));
+            }
+            dispatcher.retries.ended(work.seq, &work.name);
+            if let Ended::Elsewhere(record) = ended
+                && dispatcher.owns(&record)
+            {
+                // It has become this runtime's again, while it was passed over here because it was in hand.
+                let in_flight = dispatcher.tracker.begin(record.seq, 1);
+                dispatcher.begin(&record, work.name.clone(), work.attempt, in_flight);
+            }
+            work.in_flight.settle();
         });
     }
 
-    /// Delivers until there is an outcome. `false` if the server stops before: the next start finds it so.
-    async fn deliver(&self, work: &Work) -> bool {
+    /// Delivers until there is an outcome.
+    async fn deliver(&self, work: &Work) -> Ended {
         loop {
             let delivered = match &work.record {
                 Some(record) => self.deliver_once(record, work).await,
@@ -293,30 +405,47 @@ impl Dispatcher {
                     // Retention takes nothing that is not delivered.
                     Ok(None) => {
                         tracing::error!(seq = work.seq.0, "an event to be delivered is not in the log");
-                        return true;
+                        return Ended::Settled;
                     }
                     Err(error) => Err(error),
                 },
             };
-            let Err(error) = delivered else { return true };
+            let error = match delivered {
+                Ok(ended) => return ended,
+                Err(error) => error,
+            };
             tracing::error!(%error, seq = work.seq.0, function = %work.name, "no outcome written; delivering again");
             self.pause().await;
+            // It may be there all the same: the answer was lost, and not what was asked.
+            if let Ok(last) = self.last_outcomes(work.seq).await
+                && let Some(outcome) = last.get(&work.name).filter(|outcome| outcome.attempt >= work.attempt)
+            {
+                let Disposition::Retry { at } = outcome.disposition else { return Ended::Settled };
+                let (function, attempt) = (work.name.clone(), outcome.attempt);
+                work.key.iter().for_each(|key| self.ordered.park(key, work.seq));
+                self.retries.add([Parked { seq: work.seq, function, attempt, at }]);
+                return Ended::Parked;
+            }
             if self.stop.is_cancelled() {
-                return false;
+                return Ended::Stopped;
             }
         }
     }
 
-    async fn deliver_once(&self, record: &Arc<Record>, work: &Work) -> Result<(), StorageError> {
+    async fn deliver_once(&self, record: &Arc<Record>, work: &Work) -> Result<Ended, StorageError> {
         let (name, attempt) = (&work.name, work.attempt);
         if !self.owns(record) {
             // It waited here while it became another runtime's.
-            return Ok(());
+            return Ok(Ended::Elsewhere(record.clone()));
         }
         let entry = self.line.catalog.view().get(name).cloned();
         let Some((entry, version)) = entry.and_then(|e| Some((e.clone(), e.function.current()?.clone()))) else {
-            return self.line.give_up(record, name.clone(), attempt).await;
+            return self.line.give_up(record, name.clone(), attempt).await.map(|()| Ended::Settled);
         };
+        if let Some(why) = expired(record, entry.config.trigger_for(&record.entry.event), self.line.clock.now()) {
+            let ended = self.line.not_run(record, name.clone(), attempt, why, Disposition::Expired).await;
+            return ended.map(|()| Ended::Settled);
+        }
         // A call whose process died before it was answered: it runs all the same, for it was in the log.
         let http = record.entry.target.as_ref().and_then(|_| http_event::request_of(&record.entry.event));
         let delivery = Delivery {
@@ -330,9 +459,11 @@ impl Dispatcher {
         };
         let delivered = self.line.deliver(delivery).await?;
         if let Disposition::Retry { at } = delivered.outcome.disposition {
+            work.key.iter().for_each(|key| self.ordered.park(key, record.seq));
             self.retries.add([Parked { seq: record.seq, function: name.clone(), attempt, at }]);
+            return Ok(Ended::Parked);
         }
-        Ok(())
+        Ok(Ended::Settled)
     }
 
     /// Tries a parked delivery again.
@@ -354,10 +485,38 @@ impl Dispatcher {
         if !self.owns(&record) {
             return self.retries.ended(parked.seq, &parked.function);
         }
+        match self.last_outcomes(parked.seq).await {
+            // Another runtime has tried it meanwhile.
+            Ok(last) => {
+                let last = last.get(&parked.function);
+                let waits = |o: &Outcome| matches!(o.disposition, Disposition::Retry { .. } | Disposition::Dead);
+                if !last.is_some_and(|outcome| outcome.attempt == parked.attempt && waits(outcome)) {
+                    return self.retries.ended(parked.seq, &parked.function);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, seq = parked.seq.0, "a parked event's outcomes cannot be read");
+                self.retries.ended(parked.seq, &parked.function);
+                self.retries.add([parked]);
+                return self.pause().await;
+            }
+        }
         self.line.telemetry.retrying(&record, &parked.function);
         let in_flight = self.tracker.begin_again(parked.seq);
         self.begin(&record, parked.function, parked.attempt + 1, in_flight);
     }
+}
+
+/// How a delivery ended.
+enum Ended {
+    /// Done, or given up.
+    Settled,
+    /// Not begun: it is another runtime's.
+    Elsewhere(Arc<Record>),
+    /// It waits to be tried again.
+    Parked,
+    /// The server stops: the next start finds it so.
+    Stopped,
 }
 
 /// A delivery that has its place in its function's lane, until it is dropped: also by a panic.

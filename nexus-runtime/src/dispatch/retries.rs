@@ -67,18 +67,10 @@ impl Ord for Waiting {
 }
 
 impl Retries {
+    /// Delivers these again, each at its time. What is known already, or is being tried, is not added; what is settled by then is
+    /// seen when its time has come.
     pub fn add(&self, parked: impl IntoIterator<Item = Parked>) {
         let mut inner = self.inner.lock();
-        parked.into_iter().for_each(|parked| inner.add(parked));
-        drop(inner);
-        self.added.notify_one();
-    }
-
-    /// What waits is this now, but for what is being tried again.
-    pub fn replace(&self, parked: Vec<Parked>) {
-        let mut inner = self.inner.lock();
-        inner.waiting.clear();
-        inner.attempts.clear();
         parked.into_iter().for_each(|parked| inner.add(parked));
         drop(inner);
         self.added.notify_one();
@@ -144,7 +136,7 @@ mod tests {
         let retries = Retries::default();
         retries.add([parked(1, 1), parked(2, 1)]);
         // The same, and one more, as read anew.
-        retries.replace(vec![parked(1, 1), parked(2, 1), parked(3, 4)]);
+        retries.add(vec![parked(1, 1), parked(2, 1), parked(3, 4)]);
         retries.add([parked(1, 1)]);
         assert_eq!(retries.len(), 3);
         assert_eq!(
@@ -152,7 +144,7 @@ mod tests {
             [Some((1, 1)), Some((2, 1)), Some((3, 4))]
         );
         // They are being tried: what is read anew still has them.
-        retries.replace(vec![parked(1, 1), parked(2, 1), parked(3, 4)]);
+        retries.add(vec![parked(1, 1), parked(2, 1), parked(3, 4)]);
         assert_eq!(due(&retries).await, None);
         // One failed again, one has ended, and is parked no more.
         retries.add([parked(1, 2)]);

@@ -31,6 +31,8 @@ struct Inner {
     /// Deliveries that are tried again; they do not hold the mark back, for they are parked in the log.
     again: HashMap<Seq, usize>,
     told: Seq,
+    /// The epoch of the members in which the events that are read are this runtime's own.
+    epoch: u64,
 }
 
 impl Inner {
@@ -41,10 +43,10 @@ impl Inner {
 }
 
 impl Tracker {
-    /// Reading begins at this place, or begins again.
-    pub fn start_at(&self, below: Seq) {
+    /// Reading begins at this place, or begins again, in this epoch.
+    pub fn start_at(&self, below: Seq, epoch: u64) {
         let mut inner = self.state.inner.lock();
-        (inner.read_below, inner.told) = (below, below);
+        (inner.read_below, inner.told, inner.epoch) = (below, below, epoch);
     }
 
     /// Everything before this place was read.
@@ -53,6 +55,7 @@ impl Tracker {
     }
 
     /// Whether a first attempt of the event is in flight.
+    #[cfg(test)]
     pub fn is_in_flight(&self, seq: Seq) -> bool {
         self.state.inner.lock().first.contains_key(&seq)
     }
@@ -102,13 +105,13 @@ impl Tracker {
         (head.next().0.saturating_sub(inner.read_below.0)) + (inner.first.len() + inner.again.len()) as u64
     }
 
-    /// The mark, if it moved since it was last asked for.
-    pub fn news(&self) -> Option<Seq> {
+    /// The mark and its epoch, if it moved since it was last asked for.
+    pub fn news(&self) -> Option<(Seq, u64)> {
         let mut inner = self.state.inner.lock();
         let below = inner.below();
         (below > inner.told).then(|| {
             inner.told = below;
-            below
+            (below, inner.epoch)
         })
     }
 
@@ -170,7 +173,7 @@ mod tests {
     #[test]
     fn the_mark_waits_for_the_oldest_in_flight() {
         let tracker = Tracker::default();
-        tracker.start_at(Seq(1));
+        tracker.start_at(Seq(1), 7);
         let (first, second) = (tracker.begin(Seq(1), 2), tracker.begin(Seq(2), 1));
         tracker.read_below(Seq(4));
         assert_eq!(tracker.news(), None);
@@ -184,14 +187,14 @@ mod tests {
         assert_eq!(tracker.stage(Seq(1)), Stage::InFlight);
         other.settle();
         drop(other);
-        assert_eq!(tracker.news(), Some(Seq(4)));
+        assert_eq!(tracker.news(), Some((Seq(4), 7)));
         assert_eq!(tracker.news(), None);
     }
 
     #[test]
     fn an_abandoned_event_holds_the_mark() {
         let tracker = Tracker::default();
-        tracker.start_at(Seq(1));
+        tracker.start_at(Seq(1), 7);
         let event = tracker.begin(Seq(1), 1);
         tracker.read_below(Seq(2));
         drop(event);
@@ -201,7 +204,7 @@ mod tests {
     #[test]
     fn another_attempt_does_not_hold_the_mark() {
         let tracker = Tracker::default();
-        tracker.start_at(Seq(5));
+        tracker.start_at(Seq(5), 7);
         let again = tracker.begin_again(Seq(2));
         assert_eq!((tracker.stage(Seq(2)), tracker.below()), (Stage::InFlight, Seq(5)));
         assert_eq!(tracker.unsettled(Seq(4)), 1);

@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
+use super::Shared;
 use super::problem::Problem;
+
+/// A request that is small, in bytes.
+const REQUEST_BYTES_MAX: usize = 64 << 10;
 
 /// Reads the body. Too much of it is refused with 413, before it is read where its length is told.
 pub async fn read(body: Body, bytes_max: usize, patience: Duration) -> Result<Bytes, Problem> {
@@ -37,6 +41,24 @@ pub async fn read(body: Body, bytes_max: usize, patience: Duration) -> Result<By
             format!("the body did not come within {} s", patience.as_secs()),
         )),
     }
+}
+
+/// Refuses what is not said to be JSON. A form of another site cannot send this content type: one more thing between a link and
+/// a side effect.
+pub fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if media.split(';').next().unwrap_or_default().trim() == "application/json" {
+        return Ok(());
+    }
+    let detail = "this is asked for with content type application/json";
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", detail))
+}
+
+/// Reads a small request that is a JSON object.
+pub async fn json<T: DeserializeOwned>(gateway: &Shared, headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+    check_json(headers)?;
+    let body = read(body, REQUEST_BYTES_MAX, gateway.patience()).await?;
+    object(&body, "invalid-body", "the request")
 }
 
 /// Reads a JSON object. serde would take an array for one too, its members by position; nobody who sends one means that.

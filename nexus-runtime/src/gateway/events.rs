@@ -16,7 +16,7 @@ use serde_json::json;
 use super::extract::{Path, Query};
 use super::problem::Problem;
 use super::views::{EventStatus, EventView, InvocationView};
-use super::{Shared, body, decode};
+use super::{Shared, body, decode, routing};
 use crate::line::Incoming;
 
 /// Events that are looked at for one page of a listing with a filter that has no index.
@@ -176,7 +176,19 @@ pub async fn get(
     // The stage first: what is settled then has all its outcomes when they are read.
     let stage = gateway.dispatcher.stage(&record);
     let outcomes = gateway.line.storage.log.outcomes(record.seq).await?;
-    Ok(Json(EventView::new(record, outcomes, stage)).into_response())
+    let (routing, refused) = routing::routing(&gateway.line.catalog.view(), &record);
+    let view = EventView::new(record, outcomes, stage);
+    Ok(Json(EventStory { event: view, routing, not_matched: refused }).into_response())
+}
+
+/// An event, with why it went where it went.
+#[derive(Serialize)]
+struct EventStory {
+    #[serde(flatten)]
+    event: EventView,
+    routing: Vec<routing::Routing>,
+    /// Functions that no trigger of matches; the first of them are in `routing`.
+    not_matched: usize,
 }
 
 pub async fn invocation(State(gateway): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {

@@ -3,6 +3,7 @@
 mod body;
 mod call;
 mod decode;
+mod dlq;
 mod events;
 mod extract;
 mod functions;
@@ -15,6 +16,7 @@ mod pages;
 mod problem;
 mod profiles;
 mod replays;
+mod routing;
 mod traces;
 mod views;
 
@@ -77,6 +79,9 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/invocations/{id}", get(events::invocation))
         .route("/v1/replays", post(replays::start).get(replays::list))
         .route("/v1/replays/{id}", get(replays::get).delete(replays::abort))
+        .route("/v1/dlq", get(dlq::list))
+        .route("/v1/dlq/retry", post(dlq::retry))
+        .route("/v1/dlq/drop", post(dlq::drop))
         .route("/v1/traces/{trace_id}", get(traces::get))
         .route("/v1/logs", get(logs::follow))
         .route("/v1/kernel", get(kernel::get))

@@ -77,6 +77,7 @@ impl From<StorageError> for Problem {
             StorageError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy", Some(1)),
             StorageError::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "storage", Some(5)),
             StorageError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "closing", Some(5)),
+            StorageError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", None),
             StorageError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid", None),
             StorageError::Conflict { .. } => (StatusCode::CONFLICT, "conflict", None),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "storage", None),

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use nexus_core::ids::ReplayId;
 use serde_json::json;
 
@@ -17,12 +17,7 @@ use crate::replay::ReplayRequest;
 const EXTRA_BYTES: usize = 64 << 10;
 
 pub async fn start(State(gateway): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    // A form of another site cannot send this content type: one more thing between a link and a side effect.
-    let media = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if media.split(';').next().unwrap_or_default().trim() != "application/json" {
-        let detail = "a replay is asked for with content type application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", detail));
-    }
+    body::check_json(&headers)?;
     let body = body::read(body, gateway.limits.body_bytes_max + EXTRA_BYTES, gateway.patience()).await?;
     let request: ReplayRequest = body::object(&body, "invalid-replay", "the request")?;
     let id = gateway.replays.start(request).await?;

@@ -44,7 +44,7 @@ impl EventStatus {
             last.insert(&outcome.function, outcome);
         }
         let any = |test: fn(&Outcome) -> bool| last.values().any(|o| test(o));
-        if any(|o| o.disposition == Disposition::Dead) {
+        if any(|o| matches!(o.disposition, Disposition::Dead | Disposition::Expired)) {
             Self::Dead
         } else if any(|o| o.status != InvocationStatus::Ok) {
             Self::Failed

@@ -57,7 +57,7 @@ async fn bodies_over_the_bound_are_refused_before_they_are_read() {
         ("POST /fn/victim/echo", 65_537, "65536 bytes"),
         ("POST /v1/replays", 200_000, "bytes"),
         ("PUT /v1/functions/victim/config", (1 << 20) + 1, "1048576 bytes"),
-        ("PUT /v1/functions/victim", 300_001, "300000 bytes"),
+        ("PUT /v1/functions/victim", 1_500_001, "1500000 bytes"),
     ];
     for (line, length, names) in rows {
         let kind = if line.ends_with("victim") { "application/wasm" } else { "application/json" };

@@ -1,12 +1,12 @@
 //! Outcomes, what they emit, and how far delivery has come.
 
 use jiff::SignedDuration;
-use nexus_core::ids::{InvocationId, Seq};
+use nexus_core::ids::{FunctionName, InvocationId, Seq};
 use nexus_core::outcome::Disposition;
 use nexus_core::record::Cause;
 
 use super::{Harness, Settings, advance, append, commit, numbered, open, opened, outcome, start};
-use crate::contract::{Commit, Parked, Progress};
+use crate::contract::{Commit, Parked, Progress, Release};
 
 fn retry(seconds: i64) -> Disposition {
     Disposition::Retry { at: start() + SignedDuration::from_secs(seconds) }
@@ -144,5 +144,58 @@ pub async fn progress_is_there_after_reopening(harness: &dyn Harness) {
         let progress = opened.storage().log.progress().await.expect("progress");
         assert_eq!(progress, Progress { delivered_below: Seq(expected), parked: Vec::new() });
     }
+    opened.close().await.expect("close");
+}
+
+/// What is given up is listed, newest first, until it is tried again or dropped; after a restart too. What was emitted instead is
+/// not in the list.
+pub async fn dead_letters_are_kept_until_they_are_released(harness: &dyn Harness) {
+    let settings = Settings::default();
+    let (place, mut opened, storage) = opened(harness, &settings).await;
+    storage.log.append((1..=6).map(|n| numbered(&settings, n)).collect()).await.expect("append");
+    let function = |name: &str| name.parse::<FunctionName>().expect("a function name");
+    for (seq, name, emitted) in [(1, "a", false), (2, "b", false), (2, "a", false), (3, "a", true), (4, "a", false)] {
+        let mut outcome = outcome(Seq(seq), 3, Disposition::Dead);
+        (outcome.function, outcome.dead_letter_emitted) = (function(name), emitted);
+        commit(&*storage.log, outcome).await;
+    }
+    commit(&*storage.log, outcome(Seq(5), 1, Disposition::Expired)).await;
+    for again in [false, true] {
+        if again {
+            opened.close().await.expect("close");
+            opened = open(&*place, &settings).await;
+        }
+        let log = opened.storage().log;
+        let list = async |of: Option<&str>, after: Option<(u64, &str)>, limit: usize| {
+            let of = of.map(function);
+            let after = after.map(|(seq, name)| (Seq(seq), function(name)));
+            let letters = log.dead_letters(of.as_ref(), after, limit).await.expect("dead letters");
+            assert!(letters.iter().all(|letter| letter.attempt == 3 && letter.at == start()), "{letters:?}");
+            letters.iter().map(|letter| (letter.seq.0, letter.function.to_string())).collect::<Vec<_>>()
+        };
+        let named =
+            |letters: &[(u64, &str)]| letters.iter().map(|(seq, name)| (*seq, (*name).to_owned())).collect::<Vec<_>>();
+        assert_eq!(list(None, None, 10).await, named(&[(4, "a"), (2, "b"), (2, "a"), (1, "a")]));
+        assert_eq!(list(None, None, 2).await, named(&[(4, "a"), (2, "b")]));
+        assert_eq!(list(None, Some((2, "b")), 10).await, named(&[(2, "a"), (1, "a")]));
+        assert_eq!(list(Some("b"), None, 10).await, named(&[(2, "b")]));
+        assert_eq!(list(Some("c"), None, 10).await, named(&[]));
+    }
+    let log = opened.storage().log;
+    let mut released = log.released();
+    released.borrow_and_update();
+    let some = vec![(Seq(2), function("a")), (Seq(4), function("a")), (Seq(6), function("a"))];
+    assert_eq!(log.release(some.clone(), Release::Retry).await.expect("release"), 2);
+    assert!(released.has_changed().expect("open"), "whoever delivers is told");
+    assert_eq!(log.release(some, Release::Retry).await.expect("release"), 0, "they are there no more");
+    assert_eq!(log.release(vec![(Seq(1), function("a"))], Release::Drop).await.expect("release"), 1);
+    opened.close().await.expect("close");
+    opened = open(&*place, &settings).await;
+    let log = opened.storage().log;
+    let left = log.dead_letters(None, None, 10).await.expect("dead letters");
+    assert_eq!(left.iter().map(|letter| letter.seq.0).collect::<Vec<_>>(), [2]);
+    let parked = log.progress().await.expect("progress").parked;
+    let parked: Vec<_> = parked.iter().map(|p| (p.seq.0, p.function.as_str(), p.attempt, p.at)).collect();
+    assert_eq!(parked, [(2, "a", 3, start()), (4, "a", 3, start())]);
     opened.close().await.expect("close");
 }

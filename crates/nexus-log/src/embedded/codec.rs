@@ -12,10 +12,11 @@
 //! | `meta`     | `k`, kind, hash, block          | the type or source is in the block              |
 //! | `meta`     | `l`, block, kind, hash          | the same, to find what goes with the block      |
 //! | `meta`     | `p`, seq, function              | attempt, time of the next                       |
+//! | `meta`     | `d`, seq, function              | of a dead letter: last attempt, time of its end |
 //! | `meta`     | `r`, registry key               | revision, value                                 |
 //! | `meta`     | `a`                             | of a copy: the last message taken in            |
 //! | `meta`     | `m`                             | of a copy: who shares the log                   |
-//! | `meta`     | `o`, block                      | of a copy: its first message, counters before   |
+//! | `meta`     | `o`, block                      | of a copy: its first message, state before it   |
 //!
 //! Hashes find candidates; each is checked against the record, so that a collision costs time and nothing else.
 
@@ -26,8 +27,9 @@ use nexus_core::outcome::Outcome;
 use nexus_core::record::{NewRecord, Record};
 use sha2::{Digest as _, Sha256};
 
+use super::membership::Membership;
 use super::state::Counters;
-use crate::contract::{Parked, StorageError};
+use crate::contract::{DeadLetter, Parked, StorageError};
 
 /// The layout described here; a store with a higher one is of a later release.
 pub(crate) const FORMAT: u32 = 1;
@@ -275,16 +277,13 @@ pub(crate) fn tagged(tag: u8, n: u64) -> [u8; 9] {
     key
 }
 
-/// Where a block of a copy begins in the log that it is a copy of.
-pub(crate) fn encode_origin(message: u64, before: &Counters) -> Vec<u8> {
+/// Where a block of a copy begins in the log that it is a copy of: the message, and what was known before it, from which a copy
+/// can begin when what is before it is gone.
+pub(crate) fn encode_origin(message: u64, before: &Counters, membership: &Membership) -> Vec<u8> {
     let mut value = message.to_be_bytes().to_vec();
     value.extend_from_slice(&before.encode());
+    value.extend_from_slice(&membership.encode());
     value
-}
-
-/// The same, read back.
-pub(crate) fn decode_origin(value: &[u8]) -> Result<(u64, Counters), StorageError> {
-    Ok((u64::from_be_bytes(bytes(value, 0)?), Counters::decode(&value[8..])?))
 }
 
 /// Both keys that say that a type or source is in a block: by hash, and by block.
@@ -339,6 +338,26 @@ pub(crate) fn decode_parked(key: &[u8], value: &[u8]) -> Result<Parked, StorageE
         attempt: u32::from_be_bytes(bytes(value, 1)?),
         at: at.map_err(|_| damaged("has no time"))?,
     })
+}
+
+/// A dead letter's key and value.
+pub(crate) fn encode_dead(letter: &DeadLetter) -> (Vec<u8>, Vec<u8>) {
+    let DeadLetter { seq, function, attempt, at } = letter.clone();
+    let (_, value) = encode_parked(&Parked { seq, function, attempt, at });
+    (dead_key(letter.seq, &letter.function), value)
+}
+
+/// A dead letter's key.
+pub(crate) fn dead_key(seq: Seq, function: &FunctionName) -> Vec<u8> {
+    let mut key = tagged(b'd', seq.0).to_vec();
+    key.extend_from_slice(function.as_str().as_bytes());
+    key
+}
+
+/// A dead letter, read back: its value is laid out as a parked delivery's.
+pub(crate) fn decode_dead(key: &[u8], value: &[u8]) -> Result<DeadLetter, StorageError> {
+    let Parked { seq, function, attempt, at } = decode_parked(key, value)?;
+    Ok(DeadLetter { seq, function, attempt, at })
 }
 
 /// A registry entry's key.

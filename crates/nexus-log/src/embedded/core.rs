@@ -59,7 +59,13 @@ impl Core {
                 tail.push(record, bytes);
             }
         }
+        // Whoever is woken by an event finds what was deployed before it.
+        let revision = counters.revision;
+        shared.changes.send_if_modified(|old| std::mem::replace(old, revision) != revision);
         shared.head.send_if_modified(|old| std::mem::replace(old, head) != head);
+        if published.released {
+            shared.released.send_modify(|count| *count += 1);
+        }
         let membership = &self.state.membership;
         shared.members.send_if_modified(|members| {
             let changed = members.epoch != membership.epoch;
@@ -68,8 +74,6 @@ impl Core {
             }
             changed
         });
-        let revision = counters.revision;
-        shared.changes.send_if_modified(|old| std::mem::replace(old, revision) != revision);
     }
 }
 
@@ -96,6 +100,9 @@ pub(crate) fn step(plan: &mut Plan<'_>, request: Request) -> Result<Option<Pendi
         Request::Remove { removal, answer } => {
             plan::pending(plan.remove(removal), answer, Pending::Count).map_err(spoil)
         }
+        Request::Release { letters, how, answer } => {
+            plan::pending(plan.release(&letters, how), answer, Pending::Count).map_err(spoil)
+        }
         Request::Progress { answer } => Ok(Some(Pending::Progress(answer, plan.progress()))),
     }
 }
@@ -105,7 +112,9 @@ pub(crate) fn step(plan: &mut Plan<'_>, request: Request) -> Result<Option<Pendi
 pub(crate) fn full(request: &Request, free_bytes: u64, reserve_bytes: u64) -> Option<StorageError> {
     let reserve_bytes = match request {
         Request::Append { .. } => reserve_bytes,
-        Request::Commit { .. } | Request::Put { .. } | Request::Delete { .. } => reserve_bytes / 2,
+        Request::Commit { .. } | Request::Put { .. } | Request::Delete { .. } | Request::Release { .. } => {
+            reserve_bytes / 2
+        }
         Request::Remove { .. } => reserve_bytes / 4,
         Request::Progress { .. } => 0,
     };

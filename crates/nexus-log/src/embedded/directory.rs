@@ -37,6 +37,14 @@ impl Content {
     }
 }
 
+/// Of which log a directory holds a copy, if it does. Whoever opens it finds out for certain.
+pub(crate) fn copied(path: &Path) -> Option<String> {
+    match Content::parse(std::fs::read_to_string(path.join("FORMAT")).ok()?.trim_end())? {
+        (Content::Copy(of), _) => Some(of),
+        (Content::Log, _) => None,
+    }
+}
+
 /// A data directory that this process has.
 pub(crate) struct Directory {
     path: PathBuf,

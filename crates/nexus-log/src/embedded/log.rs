@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use nexus_core::ids::{InvocationId, Seq};
+use nexus_core::ids::{FunctionName, InvocationId, Seq};
 use nexus_core::outcome::Outcome;
 use nexus_core::record::{NewRecord, Record};
 use tokio::sync::{oneshot, watch};
@@ -12,7 +12,7 @@ use super::codec::{self, Prepared};
 use super::request::{Answer, PreparedCommit, Request};
 use super::shared::Shared;
 use super::{read, retain};
-use crate::contract::{Commit, EventQuery, Log, Members, Page, Progress, Receipt, StorageError};
+use crate::contract::{Commit, DeadLetter, EventQuery, Log, Members, Page, Progress, Receipt, Release, StorageError};
 
 /// The most events in one batch or commit.
 const BATCH_MAX: usize = 10_000;
@@ -41,7 +41,7 @@ fn prepare(batch: Vec<NewRecord>) -> Result<Vec<Prepared>, StorageError> {
         let one = Prepared::new(entry)?;
         bytes += one.value.len();
         if bytes > BATCH_BYTES_MAX {
-            return Err(StorageError::Invalid(format!("a batch of more than {BATCH_BYTES_MAX} bytes")));
+            return Err(StorageError::TooLarge { bytes, max: BATCH_BYTES_MAX, why: "" });
         }
         prepared.push(one);
     }
@@ -67,7 +67,7 @@ impl Log for EmbeddedLog {
         let Commit { outcome, emitted } = commit;
         let value = codec::encode_outcome(&outcome)?;
         if value.len() > BATCH_BYTES_MAX {
-            return Err(StorageError::Invalid(format!("an outcome of more than {BATCH_BYTES_MAX} bytes")));
+            return Err(StorageError::TooLarge { bytes: value.len(), max: BATCH_BYTES_MAX, why: "" });
         }
         let commit = Box::new(PreparedCommit { outcome, value, emitted: prepare(emitted)? });
         ask(&self.shared, |answer| Request::Commit { commit, answer }).await
@@ -139,6 +139,30 @@ impl Log for EmbeddedLog {
 
     async fn outcome(&self, invocation: InvocationId) -> Result<Option<Outcome>, StorageError> {
         self.shared.read(move |shared, store| read::outcome(shared, store, invocation)).await
+    }
+
+    async fn dead_letters(
+        &self,
+        function: Option<&FunctionName>,
+        after: Option<(Seq, FunctionName)>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StorageError> {
+        let function = function.cloned();
+        self.shared.read(move |shared, store| read::dead_letters(shared, store, function, after, limit)).await
+    }
+
+    async fn release(&self, letters: Vec<(Seq, FunctionName)>, how: Release) -> Result<u64, StorageError> {
+        if letters.len() > BATCH_MAX {
+            return Err(StorageError::Invalid(format!(
+                "{} dead letters at once; {BATCH_MAX} are allowed",
+                letters.len()
+            )));
+        }
+        ask(&self.shared, |answer| Request::Release { letters, how, answer }).await
+    }
+
+    fn released(&self) -> watch::Receiver<u64> {
+        self.shared.released.subscribe()
     }
 
     async fn retain(&self) -> Result<u64, StorageError> {

@@ -2,21 +2,22 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fjall::{OwnedWriteBatch, Slice};
 use jiff::{SignedDuration, Timestamp};
-use nexus_core::ids::Seq;
+use nexus_core::ids::{FunctionName, Seq};
 use nexus_core::outcome::{Disposition, Outcome};
 use nexus_core::record::Record;
 
 use super::codec::{self, Kind, Prepared};
-use super::membership::{Beat, MEMBERS_KEY};
+use super::membership::{Beat, MEMBERS_KEY, Membership};
 use super::read;
 use super::request::{Pending, PreparedCommit, Removal, Removed};
 use super::shared::Shared;
 use super::state::{APPLIED_KEY, Block, COUNTERS_KEY, Counters, State};
 use super::store::{Store, failed};
-use crate::contract::{Parked, Progress, Receipt, Revision, StorageError};
+use crate::contract::{DeadLetter, Parked, Progress, Receipt, Release, Revision, StorageError};
 
 /// The most places that the index names for one id and source. More than one is there only when the same comes again
 /// after the window, or hashes collide; of more than these the oldest are not found by id.
@@ -28,6 +29,8 @@ pub(crate) struct Plan<'a> {
     state: &'a mut State,
     shared: &'a Shared,
     now: Timestamp,
+    /// For how long the same `source` and `id` is a duplicate.
+    window: Duration,
     batch: OwnedWriteBatch,
     /// Events of this group, and the size of each value; the first has the place `first`.
     appended: Vec<(Arc<Record>, usize)>,
@@ -37,12 +40,15 @@ pub(crate) struct Plan<'a> {
     /// Blocks as they are after this group; `None`: gone.
     blocks: BTreeMap<u64, Option<Block>>,
     registry: HashMap<Vec<u8>, Option<Revision>>,
+    /// Dead letters as they are after this group, by key; `None`: gone.
+    dead: HashMap<Vec<u8>, Option<DeadLetter>>,
+    released: bool,
     tail_spoiled: bool,
     writes: bool,
     /// Of a copy: outcomes of this group.
     outcomes: Vec<Outcome>,
-    /// Of a copy: the message that is being planned, and the counters as they were before it.
-    origin: Option<(u64, Counters)>,
+    /// Of a copy: the message that is being planned, and what was known before it.
+    origin: Option<(u64, Counters, Membership)>,
 }
 
 /// What is published once the batch is durable.
@@ -50,6 +56,8 @@ pub(crate) struct Published {
     pub(crate) appended: Vec<(Arc<Record>, usize)>,
     pub(crate) blocks: BTreeMap<u64, Option<Block>>,
     pub(crate) tail_spoiled: bool,
+    /// Dead letters were parked.
+    pub(crate) released: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -59,6 +67,7 @@ impl<'a> Plan<'a> {
             batch: store.db.batch(),
             first: state.counters.next_seq,
             now,
+            window: shared.config.dedup_window,
             origin: None,
             outcomes: Vec::new(),
             appended: Vec::new(),
@@ -66,6 +75,8 @@ impl<'a> Plan<'a> {
             invocations: std::collections::HashSet::new(),
             blocks: BTreeMap::new(),
             registry: HashMap::new(),
+            dead: HashMap::new(),
+            released: false,
             tail_spoiled: false,
             writes: false,
             store,
@@ -74,10 +85,11 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Of a copy: what follows comes from this message of the log that it is a copy of, which was sent at `now`.
-    pub(crate) fn begin_message(&mut self, message: u64, now: Timestamp) {
-        self.now = now;
-        self.origin = Some((message, self.state.counters));
+    /// Of a copy: what follows comes from this message of the log that it is a copy of, which was sent at `now`;
+    /// `window` is the sender's: it must be the same for all who take the message in.
+    pub(crate) fn begin_message(&mut self, message: u64, now: Timestamp, window: Duration) {
+        (self.now, self.window) = (now, window);
+        self.origin = Some((message, self.state.counters, self.state.membership.clone()));
         self.batch.insert(&self.store.meta, APPLIED_KEY, message.to_be_bytes());
         self.writes = true;
     }
@@ -130,7 +142,6 @@ impl<'a> Plan<'a> {
     fn count(&mut self, seq: Seq, event: &Prepared) {
         let number = codec::block_of(seq);
         let received = event.envelope.received;
-        let origin = self.origin;
         let slot = self.block(number);
         let first = slot.is_none();
         let block = slot.get_or_insert_with(Block::empty);
@@ -138,8 +149,8 @@ impl<'a> Plan<'a> {
         block.received_max = block.received_max.max(received);
         block.bytes += event.value.len() as u64;
         block.events += 1;
-        if let (true, Some((message, before))) = (first, origin) {
-            let value = codec::encode_origin(message, &before);
+        if let (true, Some((message, before, membership))) = (first, &self.origin) {
+            let value = codec::encode_origin(*message, before, membership);
             self.batch.insert(&self.store.meta, codec::tagged(b'o', number), value);
         }
         if self.state.block != number {
@@ -167,7 +178,7 @@ impl<'a> Plan<'a> {
         let known =
             self.invocations.contains(&invocation) || self.store.ids.contains_key(invocation).map_err(failed)?;
         // Of an event that retention took (a late replay) nothing is kept; what it emitted is.
-        if !known && seq >= self.state.counters.floor {
+        if !known && self.is_there(seq)? {
             let (outcome, value, late) = self.after_others(outcome, value)?;
             let n = self.state.counters.next_outcome;
             self.state.counters.next_outcome += 1;
@@ -185,7 +196,16 @@ impl<'a> Plan<'a> {
                 // Another runtime had the event meanwhile, and settled it: this one was given up, and came late.
                 _ if late => {}
                 Disposition::Retry { at } => self.park(Parked { seq, function, attempt: outcome.attempt, at }),
-                Disposition::Done | Disposition::Dead => self.unpark(seq, &function),
+                Disposition::Done | Disposition::Expired => self.unpark(seq, &function),
+                Disposition::Dead => {
+                    self.unpark(seq, &function);
+                    if !outcome.dead_letter_emitted {
+                        let letter = DeadLetter { seq, function, attempt: outcome.attempt, at: self.now };
+                        let (key, value) = codec::encode_dead(&letter);
+                        self.batch.insert(&self.store.meta, key.clone(), value);
+                        self.dead.insert(key, Some(letter));
+                    }
+                }
                 Disposition::Replayed => {}
             }
             self.writes = true;
@@ -217,13 +237,38 @@ impl<'a> Plan<'a> {
         Ok((outcome, value, !matches!(last.disposition, Disposition::Retry { .. })))
     }
 
+    /// Plans to do away with dead letters; how many of them there were.
+    pub(crate) fn release(&mut self, letters: &[(Seq, FunctionName)], how: Release) -> Result<u64, StorageError> {
+        let mut found = 0;
+        for (seq, function) in letters {
+            let key = codec::dead_key(*seq, function);
+            let letter = match self.dead.get(&key) {
+                Some(planned) => planned.clone(),
+                None => match self.store.meta.get(&key).map_err(failed)? {
+                    Some(value) => Some(codec::decode_dead(&key, &value)?),
+                    None => None,
+                },
+            };
+            let Some(DeadLetter { seq, function, attempt, .. }) = letter else { continue };
+            self.batch.remove(&self.store.meta, key.clone());
+            self.dead.insert(key, None);
+            found += 1;
+            if how == Release::Retry && seq >= self.state.counters.floor {
+                self.park(Parked { seq, function, attempt, at: self.now });
+                self.released = true;
+            }
+            self.writes = true;
+        }
+        Ok(found)
+    }
+
     fn park(&mut self, parked: Parked) {
         let (key, value) = codec::encode_parked(&parked);
         self.batch.insert(&self.store.meta, key, value);
         self.state.parked.entry(parked.seq).or_default().insert(parked.function.clone(), parked);
     }
 
-    fn unpark(&mut self, seq: Seq, function: &nexus_core::ids::FunctionName) {
+    fn unpark(&mut self, seq: Seq, function: &FunctionName) {
         let Some(functions) = self.state.parked.get_mut(&seq) else { return };
         if functions.remove(function).is_some() {
             self.batch.remove(&self.store.meta, codec::parked_key(seq, function));
@@ -308,6 +353,9 @@ impl<'a> Plan<'a> {
             }
             self.batch.remove(&self.store.ids, *invocation);
         }
+        for entry in self.store.meta.prefix(codec::tagged(b'd', seq.0)) {
+            self.batch.remove(&self.store.meta, entry.key().map_err(failed)?);
+        }
         self.batch.remove(&self.store.traces, event.envelope.trace_key(seq));
         let key = event.envelope.id_key();
         let mut known = self.known(&key)?;
@@ -352,6 +400,11 @@ impl<'a> Plan<'a> {
         counters.delivered_below = counters.delivered_below.max(below.min(counters.next_seq));
     }
 
+    /// What is known after what is planned so far.
+    pub(crate) fn state(&self) -> &State {
+        self.state
+    }
+
     /// Whether anything but the mark is to be written.
     pub(crate) fn writes(&self) -> bool {
         self.writes
@@ -367,12 +420,17 @@ impl<'a> Plan<'a> {
             }
         }
         self.batch.insert(&self.store.meta, COUNTERS_KEY, self.state.counters.encode());
-        let published = Published { appended: self.appended, blocks: self.blocks, tail_spoiled: self.tail_spoiled };
+        let published = Published {
+            appended: self.appended,
+            blocks: self.blocks,
+            tail_spoiled: self.tail_spoiled,
+            released: self.released,
+        };
         (self.batch, published)
     }
 
     fn in_window(&self, first: Timestamp) -> bool {
-        let window = SignedDuration::try_from(self.shared.config.dedup_window).unwrap_or(SignedDuration::MAX);
+        let window = SignedDuration::try_from(self.window).unwrap_or(SignedDuration::MAX);
         self.now.duration_since(first) < window
     }
 
@@ -398,6 +456,14 @@ impl<'a> Plan<'a> {
             return Ok(Some(record));
         }
         Ok(self.store.event(seq)?.map(Arc::new))
+    }
+
+    /// Whether an event is there, of this group or of the store.
+    fn is_there(&self, seq: Seq) -> Result<bool, StorageError> {
+        if seq >= self.first || self.shared.tail().get(seq).is_some() {
+            return Ok(seq >= self.state.counters.floor);
+        }
+        Ok(seq >= self.state.counters.floor && self.store.events.contains_key(seq.0.to_be_bytes()).map_err(failed)?)
     }
 
     fn block(&mut self, number: u64) -> &mut Option<Block> {

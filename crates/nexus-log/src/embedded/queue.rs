@@ -53,7 +53,9 @@ impl Queue {
         }
         // One that is larger than the whole bound is let in alone: it could never get in otherwise.
         let waiting = inner.requests.len();
-        if waiting >= self.max || (waiting > 0 && inner.bytes + bytes > WAITING_BYTES_MAX) {
+        // What only asks takes no room, and who asks it must know.
+        let asks = matches!(request, Request::Progress { .. });
+        if !asks && (waiting >= self.max || (waiting > 0 && inner.bytes + bytes > WAITING_BYTES_MAX)) {
             return Err(StorageError::Busy { waiting });
         }
         inner.requests.push_back((request, bytes));

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use nexus_core::ids::{InvocationId, Seq};
+use nexus_core::ids::{FunctionName, InvocationId, Seq};
 use nexus_core::outcome::Outcome;
 use nexus_core::record::Record;
 
 use super::codec::{self, Envelope, Kind};
 use super::shared::Shared;
 use super::store::{Store, failed};
-use crate::contract::{EventQuery, Page, StorageError};
+use crate::contract::{DeadLetter, EventQuery, Page, StorageError};
 
 /// The most events that one read gives.
+/// Dead letters that one call looks at: of a function that has few among very many, a page may be short.
+const DEAD_LOOKED_AT_MAX: usize = 100_000;
+
 pub(crate) const READ_MAX: usize = 4096;
 /// The most bytes of events that one read or page gives, but for the first event.
 const READ_BYTES_MAX: usize = 16 << 20;
@@ -95,6 +98,36 @@ pub(crate) fn outcomes_of(store: &Store, seq: Seq) -> Result<Vec<Outcome>, Stora
     let range = codec::pair(seq, 0)..=codec::pair(seq, u64::MAX);
     let values = store.outcomes.range(range).take(OUTCOMES_MAX);
     values.map(|entry| codec::decode_outcome(&entry.value().map_err(failed)?)).collect()
+}
+
+/// Dead letters, the newest first.
+pub(crate) fn dead_letters(
+    shared: &Shared,
+    store: &Store,
+    function: Option<FunctionName>,
+    after: Option<(Seq, FunctionName)>,
+    limit: usize,
+) -> Result<Vec<DeadLetter>, StorageError> {
+    let first = codec::tagged(b'd', shared.floor().0).to_vec();
+    let end = match after {
+        Some((seq, function)) => codec::dead_key(seq, &function),
+        None => vec![b'd' + 1],
+    };
+    let mut letters = Vec::new();
+    if first >= end {
+        return Ok(letters);
+    }
+    for (looked_at, entry) in store.meta.range(first..end).rev().enumerate() {
+        if letters.len() >= limit.min(1000) || looked_at >= DEAD_LOOKED_AT_MAX {
+            break;
+        }
+        let (key, value) = entry.into_inner().map_err(failed)?;
+        let letter = codec::decode_dead(&key, &value)?;
+        if function.as_ref().is_none_or(|function| letter.function == *function) {
+            letters.push(letter);
+        }
+    }
+    Ok(letters)
 }
 
 /// One outcome.

@@ -1,12 +1,12 @@
 //! What the writer can be asked for, and how it answers.
 
 use bytes::Bytes;
-use nexus_core::ids::Seq;
+use nexus_core::ids::{FunctionName, Seq};
 use nexus_core::outcome::Outcome;
 use tokio::sync::oneshot;
 
 use super::codec::{Envelope, Prepared};
-use crate::contract::{Progress, Receipt, Revision, StorageError};
+use crate::contract::{Progress, Receipt, Release, Revision, StorageError};
 
 /// Where an answer goes. Whoever asked may have gone: then nobody hears it, and what was written stays.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, StorageError>>;
@@ -18,6 +18,7 @@ pub(crate) enum Request {
     Put { key: String, value: Bytes, expected: Option<Revision>, answer: Answer<Revision> },
     Delete { key: String, expected: Revision, answer: Answer<()> },
     Remove { removal: Removal, answer: Answer<u64> },
+    Release { letters: Vec<(Seq, FunctionName)>, how: Release, answer: Answer<u64> },
     Progress { answer: Answer<Progress> },
 }
 
@@ -55,6 +56,7 @@ impl Request {
             Self::Put { key, value, .. } => key.len() + value.len(),
             Self::Delete { key, .. } => key.len(),
             Self::Remove { removal, .. } => removal.events.len() * 256,
+            Self::Release { letters, .. } => letters.len() * 96,
             Self::Progress { .. } => 0,
         }
     }
@@ -66,7 +68,7 @@ impl Request {
             Self::Append { answer, .. } | Self::Commit { answer, .. } => drop(answer.send(Err(error))),
             Self::Put { answer, .. } => drop(answer.send(Err(error))),
             Self::Delete { answer, .. } => drop(answer.send(Err(error))),
-            Self::Remove { answer, .. } => drop(answer.send(Err(error))),
+            Self::Remove { answer, .. } | Self::Release { answer, .. } => drop(answer.send(Err(error))),
             Self::Progress { answer } => drop(answer.send(Err(error))),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use jiff::SignedDuration;
-use nexus_core::ids::Seq;
+use nexus_core::ids::{RuntimeId, Seq};
 
 use super::codec::{self, Envelope};
 use super::log::ask;
@@ -39,7 +39,9 @@ pub(crate) async fn retain(shared: &Arc<Shared>) -> Result<u64, StorageError> {
     let progress = ask(shared, |answer| Request::Progress { answer }).await?;
     let floor = shared.floor();
     // A mark that is not durable yet counts: it is written in one batch with the first removal.
-    let told = shared.advanced_to().1;
+    // Where others share the log, theirs counts too: only what all have said is known.
+    let alone = shared.members.borrow().me == RuntimeId::default();
+    let told = if alone { shared.advanced_to().1 } else { Seq(0) };
     let below = progress.delivered_below.max(told).min(shared.head.borrow().next());
     let (blocks, bytes): (Vec<(u64, Block)>, u64) = {
         let blocks = shared.blocks.read().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     delivered_below: AtomicU64,
     /// The highest mark that `advance` was told, with its epoch; the writer takes it along with the next batch.
     advance_to: Mutex<(u64, Seq)>,
+    /// How often dead letters were parked.
+    pub(crate) released: watch::Sender<u64>,
     /// Who shares the log.
     pub(crate) members: watch::Sender<Arc<Members>>,
     /// One retention at a time.
@@ -55,6 +57,7 @@ impl Shared {
             floor: AtomicU64::new(1),
             delivered_below: AtomicU64::new(0),
             advance_to: Mutex::new((0, Seq(0))),
+            released: watch::Sender::new(0),
             members: watch::Sender::new(Arc::new(Members::alone())),
             retaining: tokio::sync::Mutex::new(()),
             dropped_below: AtomicU64::new(1),

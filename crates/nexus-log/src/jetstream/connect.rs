@@ -15,6 +15,15 @@ const PING_PERIOD: Duration = Duration::from_secs(1);
 /// How long the first connection may take.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// An address as it may be shown: without a user and a password.
+fn shown(server: &str) -> String {
+    match (server.split_once("://"), server.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.to_owned(),
+        (_, None) => server.to_owned(),
+    }
+}
+
 /// Connects. Later the client connects again by itself, as often as it must.
 pub(crate) async fn connect(config: &JetStreamConfig) -> Result<Context, StorageError> {
     let mut options = ConnectOptions::new()
@@ -42,7 +51,7 @@ pub(crate) async fn connect(config: &JetStreamConfig) -> Result<Context, Storage
     if let Some((certificate, key)) = &config.certificate {
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
-    let servers = config.servers.join(", ");
+    let servers = config.servers.iter().map(|server| shown(server)).collect::<Vec<_>>().join(", ");
     let addresses = config.servers.iter().map(|server| server.parse::<async_nats::ServerAddr>());
     let addresses: Vec<_> = addresses
         .collect::<Result<_, _>>()
@@ -56,4 +65,16 @@ pub(crate) async fn connect(config: &JetStreamConfig) -> Result<Context, Storage
         StorageError::Failed(format!("the NATS server at {servers} does not serve JetStream to this account: {e}"))
     })?;
     Ok(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn no_password_is_shown() {
+        assert_eq!(shown("nats://a:4222"), "nats://a:4222");
+        assert_eq!(shown("tls://user:p@ss@a:4222"), "tls://a:4222");
+        assert_eq!(shown("token@a"), "a");
+    }
 }

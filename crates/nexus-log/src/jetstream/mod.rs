@@ -14,6 +14,7 @@
 
 mod apply;
 mod artifacts;
+mod broken;
 mod connect;
 mod follow;
 mod outbox;
@@ -21,6 +22,7 @@ mod send;
 mod stream;
 mod wire;
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -40,12 +42,11 @@ use crate::embedded::log::EmbeddedLog;
 use crate::embedded::registry::EmbeddedRegistry;
 use crate::embedded::shared::Shared;
 use apply::{Applied, Applier, Entry};
+use broken::Broken;
 use outbox::Outbox;
 
 /// Messages that wait for the applying thread.
-const ENTRIES_MAX: usize = 32;
-/// How long closing waits for groups that were sent to come back.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+const ENTRIES_MAX: usize = 16;
 /// How long servers may take to be there, at the start.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 /// The pause between two tries.
@@ -54,7 +55,7 @@ const START_PAUSE: Duration = Duration::from_millis(500);
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 
 /// Where the servers are, who this is to them, and how the log is kept.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct JetStreamConfig {
     /// Addresses of servers of one cluster, as `nats://host:4222` or `tls://host:4222`. At least one.
     pub servers: Vec<String>,
@@ -133,21 +134,23 @@ impl JetStreamConfig {
 /// (another stream, other replicas, a directory of another log), and what opening a directory may say.
 pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
     config.validate()?;
-    let (jetstream, identity, stream) = reach(&config).await?;
+    let copied = directory::copied(&config.copy.data_dir);
+    let (jetstream, identity, stream) = reach(&config, copied).await?;
     let last = stream.cached_info().state.last_sequence;
     let content = Content::Copy(identity.log.clone());
     let copy = config.copy.clone();
     let opened = tokio::task::spawn_blocking(move || open_copy(copy, &content)).await;
     let (shared, core, message) = opened.map_err(|e| StorageError::Failed(format!("opening was cut short: {e}")))??;
     stream::check_reach(&identity.name, &stream.cached_info().state, message)?;
+    let artifacts = artifacts::ObjectArtifacts::open(&jetstream, &config, shared.clone()).await?;
 
     let me = shared.members.borrow().me;
+    let log = xxhash_rust::xxh3::xxh3_64(identity.log.as_bytes());
     let outbox = Arc::new(Outbox::new(me, random()));
+    let broken = Broken::new(shared.clone(), outbox.clone());
     let (entries, incoming) = mpsc::channel(ENTRIES_MAX);
-    let applied = watch::Sender::new(Applied { message, restarts: 0 });
-    let stuck = watch::Sender::new(None);
+    let applied = watch::Sender::new(Applied { message, ..Applied::default() });
     let mut applied_now = applied.subscribe();
-    let mut stuck_now = stuck.subscribe();
     let start = |error: std::io::Error| StorageError::Failed(format!("starting a thread of the log: {error}"));
     let applier = Applier {
         shared: shared.clone(),
@@ -155,52 +158,67 @@ pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
         entries: incoming,
         applied,
         core: Some(core),
-        stuck: stuck.clone(),
+        log,
+        digests: VecDeque::new(),
+        broken: broken.clone(),
     };
     let applier = threads::spawn(threads::LOG, move || applier.run()).map_err(start)?;
-    let sender = send::Sender {
+    let follower =
+        follow::follow(jetstream.clone(), identity.clone(), entries.clone(), applied_now.clone(), broken.clone());
+    let mut opened = JetStream {
+        storage: Storage {
+            log: Arc::new(EmbeddedLog::new(shared.clone())),
+            registry: Arc::new(EmbeddedRegistry::new(shared.clone())),
+            artifacts: Arc::new(artifacts),
+        },
         shared: shared.clone(),
         outbox: outbox.clone(),
         entries: entries.clone(),
         jetstream: jetstream.clone(),
-        stream: identity.name.clone(),
-        subject: stream::subject(&identity.name),
-        runtime: tokio::runtime::Handle::current(),
+        follower: tokio::spawn(follower),
+        broken: broken.watch(),
+        sender: None,
+        applier: Some(applier),
     };
-    let sender = threads::spawn(threads::LOG, move || sender.run()).map_err(start)?;
-    let follower =
-        tokio::spawn(follow::follow(jetstream.clone(), identity, entries.clone(), applied_now.clone(), stuck));
-    let artifacts = artifacts::ObjectArtifacts::open(&jetstream, &config, shared.clone()).await?;
-    let storage = Storage {
-        log: Arc::new(EmbeddedLog::new(shared.clone())),
-        registry: Arc::new(EmbeddedRegistry::new(shared.clone())),
-        artifacts: Arc::new(artifacts),
-    };
-    let opened = JetStream {
-        storage,
-        shared,
+    // From what it says first all know of this runtime, and count on it: so it has caught up by then.
+    catch_up(&mut applied_now, &mut broken.watch(), last).await?;
+    let sender = send::Sender {
+        shared: shared.clone(),
         outbox,
         entries,
         jetstream,
-        follower,
-        stuck: stuck_now.clone(),
-        threads: Some((sender, applier)),
+        stream: identity.name.clone(),
+        subject: stream::subject(&identity.name),
+        runtime: tokio::runtime::Handle::current(),
+        log,
+        applied: applied_now,
+        broken: broken.clone(),
     };
-    catch_up(&mut applied_now, &mut stuck_now, last).await?;
-    // From then on all know of this runtime, and it knows of them.
-    let mut members = opened.shared.members.subscribe();
-    let joined = members.wait_for(|members| members.all.contains(&me)).await.map(drop);
-    joined.map_err(|_| StorageError::Closed)?;
+    opened.sender = Some(threads::spawn(threads::LOG, move || sender.run()).map_err(start)?);
+    let mut members = shared.members.subscribe();
+    let mut broken = broken.watch();
+    tokio::select! {
+        joined = members.wait_for(|members| members.all.contains(&me)) => {
+            joined.map(drop).map_err(|_| StorageError::Closed)?;
+        }
+        why = broken.wait_for(Option::is_some) => {
+            let why = why.ok().and_then(|why| why.clone()).unwrap_or_default();
+            return Err(StorageError::Other(why));
+        }
+    }
     Ok(opened)
 }
 
 /// Reaches the stream. Servers that are just being started, too, and a cluster that is choosing who leads it, are waited for.
-async fn reach(config: &JetStreamConfig) -> Result<(Context, stream::Identity, Stream), StorageError> {
+async fn reach(
+    config: &JetStreamConfig,
+    copied: Option<String>,
+) -> Result<(Context, stream::Identity, Stream), StorageError> {
     let began = Instant::now();
     loop {
         let reached = async {
             let jetstream = connect::connect(config).await?;
-            let (identity, stream) = stream::make(&jetstream, config).await?;
+            let (identity, stream) = stream::make(&jetstream, config, copied.as_deref()).await?;
             Ok::<_, StorageError>((jetstream, identity, stream))
         };
         match reached.await {
@@ -216,7 +234,7 @@ async fn reach(config: &JetStreamConfig) -> Result<(Context, stream::Identity, S
 /// Waits until the copy has all that the stream had when it was opened.
 async fn catch_up(
     applied: &mut watch::Receiver<Applied>,
-    stuck: &mut watch::Receiver<Option<String>>,
+    broken: &mut watch::Receiver<Option<String>>,
     last: u64,
 ) -> Result<(), StorageError> {
     loop {
@@ -225,7 +243,7 @@ async fn catch_up(
             reached = applied.wait_for(|applied| applied.message >= last) => {
                 return reached.map(drop).map_err(|_| StorageError::Closed);
             }
-            why = stuck.wait_for(Option::is_some) => {
+            why = broken.wait_for(Option::is_some) => {
                 let why = why.ok().and_then(|why| why.clone()).unwrap_or_default();
                 return Err(StorageError::Other(why));
             }
@@ -241,7 +259,17 @@ fn open_copy(config: EmbeddedConfig, content: &Content) -> Result<(Arc<Shared>, 
     directory::remove_temporary(&directory.artifacts())
         .map_err(|e| StorageError::Failed(format!("tidying {}: {e}", config.data_dir.display())))?;
     let shared = Arc::new(Shared::new(config, directory));
-    let core = Core::open(&shared)?;
+    let core = match Core::open(&shared) {
+        // After a loss of power, perhaps: what is in it is only a copy.
+        Err(StorageError::Damaged(why)) => {
+            let database = shared.directory()?.database();
+            tracing::warn!(why, "the copy of the log is damaged; it is made anew");
+            std::fs::remove_dir_all(&database)
+                .map_err(|e| StorageError::Failed(format!("removing {}: {e}", database.display())))?;
+            Core::open(&shared)?
+        }
+        opened => opened?,
+    };
     let message = apply::applied(&core.store)?;
     let me = runtime_id(&shared.config.data_dir)?;
     let membership = &core.state.membership;
@@ -279,8 +307,10 @@ pub struct JetStream {
     entries: mpsc::Sender<Entry>,
     jetstream: Context,
     follower: tokio::task::JoinHandle<()>,
-    stuck: watch::Receiver<Option<String>>,
-    threads: Option<(JoinHandle<()>, JoinHandle<()>)>,
+    broken: watch::Receiver<Option<String>>,
+    /// Once it has caught up.
+    sender: Option<JoinHandle<()>>,
+    applier: Option<JoinHandle<()>>,
 }
 
 impl JetStream {
@@ -292,13 +322,13 @@ impl JetStream {
     /// Waits until the log cannot be followed any further, and why: what was acknowledged is missing in it, it is another one, or
     /// a later release writes to it.
     pub fn broken(&self) -> impl Future<Output = String> + Send + 'static {
-        let mut stuck = self.stuck.clone();
+        let mut broken = self.broken.clone();
         async move {
             loop {
-                let why = stuck.borrow_and_update().clone();
+                let why = broken.borrow_and_update().clone();
                 match why {
                     Some(why) => return why,
-                    None if stuck.changed().await.is_err() => std::future::pending().await,
+                    None if broken.changed().await.is_err() => std::future::pending().await,
                     None => {}
                 }
             }
@@ -312,24 +342,24 @@ impl JetStream {
     /// [`StorageError::Failed`] if something did not come back; whether it is in the stream is not known then.
     pub async fn close(mut self) -> Result<(), StorageError> {
         self.shared.queue.close();
-        let Some((sender, applier)) = self.threads.take() else { return Ok(()) };
-        let broke_off = || StorageError::Failed("a thread of the log broke off".to_owned());
+        let (Some(sender), Some(applier)) = (self.sender.take(), self.applier.take()) else { return Ok(()) };
+        // The last groups come back before the sender ends, or are given up.
         let sent = tokio::task::spawn_blocking(move || sender.join()).await;
-        let mut waiting = self.outbox.waiting();
-        let back = tokio::time::timeout(CLOSE_PATIENCE, waiting.wait_for(|waiting| *waiting == 0)).await.map(drop);
         // It has ended already where it could not go on.
         let _ = self.entries.send(Entry::Close).await;
         let applied = tokio::task::spawn_blocking(move || applier.join()).await;
         self.follower.abort();
+        let mut waiting = self.outbox.waiting();
+        let back = *waiting.borrow_and_update() == 0;
         if let Err(error) = self.jetstream.client().drain().await {
             tracing::debug!(%error, "the connection to NATS ended otherwise");
         }
-        match (sent, applied, back) {
-            (Ok(Ok(())), Ok(Ok(())), Ok(_)) => Ok(()),
-            (Ok(Ok(())), Ok(Ok(())), Err(_)) => {
+        match (sent, applied) {
+            (Ok(Ok(())), Ok(Ok(()))) if back => Ok(()),
+            (Ok(Ok(())), Ok(Ok(()))) => {
                 Err(StorageError::Failed("the last writes have not come back from NATS".to_owned()))
             }
-            _ => Err(broke_off()),
+            _ => Err(StorageError::Failed("a thread of the log broke off".to_owned())),
         }
     }
 }

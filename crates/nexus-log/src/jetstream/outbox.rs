@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nexus_core::ids::RuntimeId;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::wire::GroupId;
 use crate::contract::StorageError;
@@ -18,8 +18,14 @@ pub(crate) struct Outbox {
 }
 
 struct Inner {
-    groups: HashMap<u64, Vec<Request>>,
+    groups: HashMap<u64, Group>,
     last: u64,
+}
+
+/// One of them, and its place among those that may be on their way at once.
+struct Group {
+    requests: Vec<Request>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Outbox {
@@ -36,10 +42,10 @@ impl Outbox {
         GroupId { runtime: self.runtime, number: inner.last }
     }
 
-    /// Keeps a group until it comes back.
-    pub(crate) fn put(&self, id: GroupId, requests: Vec<Request>) {
+    /// Keeps a group, and its place, until it comes back.
+    pub(crate) fn put(&self, id: GroupId, requests: Vec<Request>, place: OwnedSemaphorePermit) {
         let mut inner = self.lock();
-        inner.groups.insert(id.number, requests);
+        inner.groups.insert(id.number, Group { requests, _place: place });
         self.waiting.send_replace(inner.groups.len());
     }
 
@@ -51,7 +57,7 @@ impl Outbox {
         let mut inner = self.lock();
         let taken = inner.groups.remove(&id.number);
         self.waiting.send_replace(inner.groups.len());
-        taken
+        taken.map(|group| group.requests)
     }
 
     /// A group may not have got there: whoever waits for it is told, and asks again if they like. It may come back even so.
@@ -59,6 +65,15 @@ impl Outbox {
         for request in self.take(id).into_iter().flatten() {
             request.refuse(StorageError::Failed(why.to_owned()));
         }
+    }
+
+    /// Nothing comes back any more.
+    pub(crate) fn refuse_all(&self, why: &str) {
+        let groups = std::mem::take(&mut self.lock().groups);
+        for request in groups.into_values().flat_map(|group| group.requests) {
+            request.refuse(StorageError::Failed(why.to_owned()));
+        }
+        self.waiting.send_replace(0);
     }
 
     /// How many groups wait.

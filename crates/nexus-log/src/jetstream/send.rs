@@ -9,9 +9,10 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use nexus_core::threads;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::apply::Entry;
+use super::apply::{Applied, Entry};
+use super::broken::Broken;
 use super::outbox::Outbox;
 use super::wire::{self, GroupId, Head};
 use crate::contract::StorageError;
@@ -22,6 +23,8 @@ use crate::embedded::shared::Shared;
 
 /// How long a runtime says nothing, so that the others know that it is there. A mark of `advance` goes along.
 const BEAT_PERIOD: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is room for what is overdue.
+const OVERDUE_PAUSE: Duration = Duration::from_millis(50);
 /// Groups that are on their way at once: while one waits for the disk of the server, the next are gathered and sent.
 const IN_FLIGHT_MAX: usize = 4;
 /// How long a group is sent again and again before whoever waits for it is told. Shorter than the stream's window for
@@ -29,6 +32,10 @@ const IN_FLIGHT_MAX: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(250);
+/// What is sent together has at most so many bytes, unless one write alone has more: many small messages are in memory at once.
+const GROUP_BYTES_MAX: usize = 2 << 20;
+/// What a message says of each write beside its own bytes, at most.
+const FRAME_BYTES: usize = 64;
 /// Of the largest message, what headers and the protocol take.
 const OVERHEAD_BYTES: usize = 4096;
 
@@ -41,17 +48,24 @@ pub(crate) struct Sender {
     pub(crate) stream: String,
     pub(crate) subject: String,
     pub(crate) runtime: Handle,
+    /// Of which log this is.
+    pub(crate) log: u64,
+    pub(crate) applied: watch::Receiver<Applied>,
+    pub(crate) broken: Broken,
 }
 
 impl Sender {
     /// Runs on a thread of its own.
     pub(crate) fn run(self) {
+        let _nobody_waits_for_ever = self.broken.guard("sends");
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
         let mut last = Instant::now();
         self.send_group(Vec::new(), &in_flight, false);
         loop {
             threads::checkpoint();
-            match self.shared.queue.take(BEAT_PERIOD.saturating_sub(last.elapsed())) {
+            // Where it is overdue, because too much is on its way, it looks again after a while.
+            let wait = BEAT_PERIOD.saturating_sub(last.elapsed()).max(OVERDUE_PAUSE);
+            match self.shared.queue.take(wait) {
                 Taken::Group(requests) => {
                     if self.send(requests, &in_flight) {
                         last = Instant::now();
@@ -60,15 +74,16 @@ impl Sender {
                 Taken::Idle => {}
                 Taken::Closed => break,
             }
-            if last.elapsed() >= BEAT_PERIOD {
+            // One that has sent what it may and gets nothing back delivers nothing either: the others must not count on it.
+            if last.elapsed() >= BEAT_PERIOD && in_flight.available_permits() > 0 {
                 self.send_group(Vec::new(), &in_flight, false);
                 last = Instant::now();
             }
         }
+        // All that is on its way comes back, or is given up, before the last word.
+        drop(self.runtime.block_on(in_flight.acquire_many(IN_FLIGHT_MAX as u32)));
         self.send_group(Vec::new(), &in_flight, true);
-        // All that is on its way is answered, one way or the other.
-        let all = self.runtime.block_on(in_flight.acquire_many(IN_FLIGHT_MAX as u32));
-        drop(all);
+        drop(self.runtime.block_on(in_flight.acquire_many(IN_FLIGHT_MAX as u32)));
     }
 
     /// Sends the requests in as few messages as they fit in. Whether any was sent.
@@ -81,6 +96,7 @@ impl Sender {
             }
         };
         let max = self.jetstream.client().server_info().max_payload.saturating_sub(OVERHEAD_BYTES);
+        let group_max = max.min(GROUP_BYTES_MAX);
         let (mut group, mut bytes) = (Vec::new(), 0);
         let mut sent = false;
         for request in requests {
@@ -93,14 +109,13 @@ impl Sender {
                 let _ = self.entries.blocking_send(Entry::Local(request));
                 continue;
             }
-            let size = request.bytes();
+            let size = request.bytes() + FRAME_BYTES;
             if size > max {
-                request.refuse(StorageError::Invalid(format!(
-                    "{size} bytes in one write; the NATS server takes {max} in one message (its max_payload)"
-                )));
+                let why = " by the NATS server in one message (its max_payload)";
+                request.refuse(StorageError::TooLarge { bytes: size, max, why });
                 continue;
             }
-            if bytes + size > max {
+            if bytes > 0 && bytes + size > group_max {
                 self.send_group(std::mem::take(&mut group), in_flight, false);
                 sent = true;
                 bytes = 0;
@@ -116,13 +131,23 @@ impl Sender {
     }
 
     fn send_group(&self, requests: Vec<Request>, in_flight: &Arc<Semaphore>, leaves: bool) {
-        let id = self.outbox.next_id();
-        let (epoch, below) = self.shared.advanced_to();
-        let head = Head { id, now: self.shared.config.clock.now(), epoch, below, leaves };
-        let message = wire::encode(&head, &requests);
-        self.outbox.put(id, requests);
         // Never closed: an error cannot be.
         let Ok(place) = self.runtime.block_on(in_flight.clone().acquire_owned()) else { return };
+        let id = self.outbox.next_id();
+        let (epoch, below) = self.shared.advanced_to();
+        let Applied { message: applied, digest, .. } = *self.applied.borrow();
+        let head = Head {
+            id,
+            now: self.shared.config.clock.now(),
+            epoch,
+            below,
+            leaves,
+            log: self.log,
+            window: self.shared.config.dedup_window,
+            applied: (applied, digest),
+        };
+        let message = wire::encode(&head, &requests);
+        self.outbox.put(id, requests, place);
         let (jetstream, outbox) = (self.jetstream.clone(), self.outbox.clone());
         let (stream, subject) = (self.stream.clone(), self.subject.clone());
         self.runtime.spawn(async move {
@@ -130,7 +155,6 @@ impl Sender {
                 tracing::error!(%why, group = %id, "a group of writes was not taken by NATS");
                 outbox.refuse(id, &why);
             }
-            drop(place);
         });
     }
 }

@@ -46,6 +46,7 @@ fn wanted(config: &JetStreamConfig) -> Config {
         max_messages: -1,
         max_messages_per_subject: -1,
         max_consumers: -1,
+        max_message_size: -1,
         duplicate_window: DUPLICATES,
         placement: config.placement.as_ref().map(placement),
         ..Config::default()
@@ -57,11 +58,22 @@ pub(crate) fn subject(stream: &str) -> String {
     format!("{stream}.log")
 }
 
-/// Makes the stream if it is not there, and checks that it is as it has to be.
-pub(crate) async fn make(jetstream: &Context, config: &JetStreamConfig) -> Result<(Identity, Stream), StorageError> {
+/// Makes the stream if it is not there, and checks that it is as it has to be. Where a copy of it is here, it was there.
+pub(crate) async fn make(
+    jetstream: &Context,
+    config: &JetStreamConfig,
+    copied: Option<&str>,
+) -> Result<(Identity, Stream), StorageError> {
     let mut wanted = wanted(config);
     let found = match jetstream.get_stream(&config.stream).await {
         Ok(found) => found,
+        Err(error) if is_missing(&error) && copied.is_some() => {
+            return Err(failed(
+                &config.stream,
+                "it is not there, and the data directory holds a copy of it. Restore it, or remove the directory if a new log \
+                 is to begin",
+            ));
+        }
         Err(error) if is_missing(&error) => {
             let log = nexus_core::ids::InvocationId::generate().to_string();
             wanted.metadata = HashMap::from([(FORMAT_KEY.to_owned(), FORMAT.to_owned()), (LOG_KEY.to_owned(), log)]);
@@ -168,6 +180,16 @@ fn differences(wanted: &Config, found: &Config) -> Vec<String> {
     compare("the largest age", format!("{:?}", wanted.max_age), format!("{:?}", found.max_age));
     compare("the most bytes", wanted.max_bytes.to_string(), found.max_bytes.to_string());
     compare("the most messages", wanted.max_messages.to_string(), found.max_messages.to_string());
+    let per_subject = |config: &Config| config.max_messages_per_subject.to_string();
+    compare("the most messages of a subject", per_subject(wanted), per_subject(found));
+    compare("the largest message", wanted.max_message_size.to_string(), found.max_message_size.to_string());
+    compare(
+        "the window for duplicates",
+        format!("{:?}", wanted.duplicate_window),
+        format!("{:?}", found.duplicate_window),
+    );
+    compare("whether subjects are changed", "false".into(), found.subject_transform.is_some().to_string());
+    compare("whether it has sources", "false".into(), found.sources.is_some().to_string());
     compare("whether it acknowledges", (!wanted.no_ack).to_string(), (!found.no_ack).to_string());
     differences
 }

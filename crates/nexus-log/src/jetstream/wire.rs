@@ -7,17 +7,22 @@
 //! | 12 | when, on that runtime's clock: seconds and nanoseconds |
 //! | 16 | how far its delivery has come: in which epoch of the members, and below which place |
 //! | 1 | 1 where it leaves with this message, else 0 |
+//! | 8 | of which log it is: a hash of the name that the log has for itself |
+//! | 8 | its window for duplicates, in milliseconds |
+//! | 16 | the last message that it had taken in, and a hash of what it knew then: all must have the same |
 //! | … | the writes: a tag, then what the tag says; texts and values with their length before them |
 //!
 //! Numbers are big-endian. Every runtime plans the same writes in the same order on the same state, so what comes of them
 //! (places, duplicates, conflicts) is the same everywhere and is not in the message.
+
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use jiff::Timestamp;
 use nexus_core::ids::{RuntimeId, Seq};
 use tokio::sync::oneshot;
 
-use crate::contract::{Revision, StorageError};
+use crate::contract::{Release, Revision, StorageError};
 use crate::embedded::codec::{self, Prepared};
 use crate::embedded::request::{PreparedCommit, Request};
 
@@ -26,13 +31,14 @@ use crate::embedded::request::{PreparedCommit, Request};
 pub(crate) const VERSION: u8 = 1;
 
 /// Bytes before the writes.
-const HEAD_BYTES: usize = 1 + 16 + 12 + 16 + 1;
+const HEAD_BYTES: usize = 1 + 16 + 12 + 16 + 1 + 8 + 8 + 16;
 
 const APPEND: u8 = b'e';
 const COMMIT: u8 = b'o';
 const PUT: u8 = b'p';
 const DELETE: u8 = b'd';
 const REMOVE: u8 = b'r';
+const RELEASE: u8 = b'x';
 
 /// Who sent a group, and which it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +63,12 @@ pub(crate) struct Head {
     pub(crate) below: Seq,
     /// The sender leaves.
     pub(crate) leaves: bool,
+    /// Of which log it is.
+    pub(crate) log: u64,
+    /// For how long the same `source` and `id` is a duplicate.
+    pub(crate) window: Duration,
+    /// The last message that the sender had taken in, and a hash of what it knew then.
+    pub(crate) applied: (u64, u64),
 }
 
 /// Writes a group. Requests that only ask have no place in it.
@@ -72,6 +84,10 @@ pub(crate) fn encode(head: &Head, requests: &[Request]) -> Bytes {
     out.put_u64(head.epoch);
     out.put_u64(head.below.0);
     out.put_u8(u8::from(head.leaves));
+    out.put_u64(head.log);
+    out.put_u64(u64::try_from(head.window.as_millis()).unwrap_or(u64::MAX));
+    out.put_u64(head.applied.0);
+    out.put_u64(head.applied.1);
     for request in requests {
         match request {
             Request::Append { batch, .. } => {
@@ -100,6 +116,15 @@ pub(crate) fn encode(head: &Head, requests: &[Request]) -> Bytes {
                 out.put_u64(removal.floor.0);
                 out.put_u32(removal.events.len() as u32);
                 removal.events.iter().for_each(|event| out.put_u64(event.seq.0));
+            }
+            Request::Release { letters, how, .. } => {
+                out.put_u8(RELEASE);
+                out.put_u8(u8::from(*how == Release::Retry));
+                out.put_u32(letters.len() as u32);
+                for (seq, function) in letters {
+                    out.put_u64(seq.0);
+                    blob(&mut out, function.as_str().as_bytes());
+                }
             }
             Request::Progress { .. } => {}
         }
@@ -145,6 +170,9 @@ pub(crate) fn decode_head(message: &[u8]) -> Result<Head, StorageError> {
         epoch: number(29)?,
         below: Seq(number(37)?),
         leaves: message[45] != 0,
+        log: number(46)?,
+        window: Duration::from_millis(number(54)?),
+        applied: (number(62)?, number(70)?),
     })
 }
 
@@ -176,6 +204,18 @@ pub(crate) fn decode(message: &[u8]) -> Result<Vec<Write>, StorageError> {
                 let count = reader.u32()?;
                 let seqs = (0..count).map(|_| reader.u64().map(Seq)).collect::<Result<_, _>>()?;
                 Write::Remove { seqs, floor }
+            }
+            RELEASE => {
+                let how = if reader.u8()? == 0 { Release::Drop } else { Release::Retry };
+                let count = reader.u32()?;
+                let letter = |_| {
+                    let seq = Seq(reader.u64()?);
+                    let function = reader.text()?.parse();
+                    let damaged = |_| StorageError::Damaged("a dead letter in the stream has no function".to_owned());
+                    Ok((seq, function.map_err(damaged)?))
+                };
+                let letters = (0..count).map(letter).collect::<Result<_, StorageError>>()?;
+                Write::Request(Request::Release { letters, how, answer: nobody() })
             }
             tag => return Err(StorageError::Damaged(format!("a write of the unknown kind {tag} is in the stream"))),
         });
@@ -236,7 +276,16 @@ mod tests {
     fn group() -> (Head, Vec<Request>) {
         let settings = Settings::default();
         let id = GroupId { runtime: RuntimeId(7), number: u64::MAX };
-        let head = Head { id, now: start(), epoch: 2, below: Seq(3), leaves: true };
+        let head = Head {
+            id,
+            now: start(),
+            epoch: 2,
+            below: Seq(3),
+            leaves: true,
+            log: 5,
+            window: Duration::from_secs(6),
+            applied: (7, 8),
+        };
         let event = |n| Prepared::new(numbered(&settings, n)).expect("an event");
         let outcome = outcome(Seq(1), 1, Disposition::Done);
         let commit = PreparedCommit {
@@ -252,6 +301,11 @@ mod tests {
             Request::Put { key: "ü".into(), value: "".into(), expected: Some(Revision(4)), answer: nobody() },
             Request::Delete { key: "k".into(), expected: Revision(5), answer: nobody() },
             Request::Remove { removal: Removal { events: vec![gone], floor: Seq(8) }, answer: nobody() },
+            Request::Release {
+                letters: vec![(Seq(1), "f".parse().expect("a name")), (Seq(2), "g".parse().expect("a name"))],
+                how: Release::Retry,
+                answer: nobody(),
+            },
         ];
         (head, requests)
     }

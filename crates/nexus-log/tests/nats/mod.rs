@@ -61,6 +61,25 @@ impl NatsServer {
         }
     }
 
+    /// Sends it a signal.
+    #[allow(dead_code, reason = "not every test program does")]
+    pub fn signal(&self, signal: &str) {
+        let done = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(done.expect("kill runs").success());
+    }
+
+    /// Kills it, and starts it again at the same port with the same data.
+    #[allow(dead_code, reason = "not every test program does")]
+    pub fn kill_and_start(&mut self) {
+        self.child.kill().expect("a child");
+        self.child.wait().expect("a child");
+        let path = self.folder.path().join("nats.conf");
+        let config = std::fs::read_to_string(&path).expect("a file");
+        std::fs::write(&path, config.replace(":-1", &format!(":{}", self.port))).expect("a file");
+        self.child = Self::spawn(self.folder.path());
+        self.port = self.listens();
+    }
+
     /// Its address.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)

@@ -127,6 +127,19 @@ pub fn respond_streaming(
     }
 }
 
+/// An answer of headers alone.
+pub fn respond_with(out: ResponseOutparam, status: u16, headers: &[(&str, &str)]) {
+    let fields = Fields::new();
+    for (name, value) in headers {
+        let _ = fields.append(name, value.as_bytes());
+    }
+    let response = OutgoingResponse::new(fields);
+    let _ = response.set_status_code(status);
+    let body = response.body().expect("the body of a new response can be taken once");
+    ResponseOutparam::set(out, Ok(response));
+    let _ = OutgoingBody::finish(body, None);
+}
+
 /// Answers with a whole body.
 pub fn respond(out: ResponseOutparam, status: u16, content_type: &str, body: &[u8]) {
     respond_streaming(out, status, content_type, |stream| stream.write_all(body));

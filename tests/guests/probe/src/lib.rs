@@ -85,6 +85,9 @@ fn on_event(request: &Request, out: ResponseOutparam) {
     if data["trap"] == true {
         trap();
     }
+    if let (Some(status), Some(seconds)) = (data["status"].as_u64(), data["retry_after_s"].as_u64()) {
+        return http::respond_with(out, status as u16, &[("retry-after", &seconds.to_string())]);
+    }
     if let Some(status) = data["status"].as_u64() {
         return respond_json(out, status as u16, &json!({ "status": status }));
     }
