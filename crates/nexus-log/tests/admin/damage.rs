@@ -12,12 +12,12 @@ use rand::{RngExt as _, SeedableRng as _};
 use crate::stores::{backup, check, grown, healthy, settings};
 
 /// The database alone, without what keeps its entries in agreement.
-struct Raw {
+pub struct Raw {
     db: Database,
 }
 
 impl Raw {
-    fn open(data: &Path) -> Self {
+    pub fn open(data: &Path) -> Self {
         Self { db: Database::builder(data.join("db")).open().expect("open") }
     }
 
@@ -25,12 +25,12 @@ impl Raw {
         self.db.keyspace(name, KeyspaceCreateOptions::default).expect("a keyspace")
     }
 
-    fn entries(&self, name: &str, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub fn entries(&self, name: &str, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
         let entries = self.keyspace(name).prefix(prefix).map(|entry| entry.into_inner().expect("an entry"));
         entries.map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
     }
 
-    fn put(&self, name: &str, key: &[u8], value: Option<&[u8]>) {
+    pub fn put(&self, name: &str, key: &[u8], value: Option<&[u8]>) {
         match value {
             Some(value) => self.keyspace(name).insert(key, value).expect("insert"),
             None => self.keyspace(name).remove(key).expect("remove"),
@@ -73,6 +73,8 @@ const DAMAGE: &[(&str, &[u8], Option<Change>, &str)] = &[
     ("meta", b"p", None, "but it is not parked"),
     ("meta", b"p", Some(|value, _| value[4] ^= 1), "its attempt or time"),
     ("meta", b"p", Some(|value, _| value.truncate(3)), "cut short"),
+    ("meta", b"d", Some(|value, _| value[4] ^= 1), "no outcome says that this attempt"),
+    ("meta", b"d", Some(|value, _| value.truncate(3)), "cut short"),
     ("meta", b"r", Some(|value, _| value[2] = 1), "is of revision"),
     ("meta", b"r", Some(|value, _| value.truncate(5)), "has no revision"),
 ];
@@ -101,6 +103,9 @@ const ADDED: &[(&str, &[u8], &[u8], &str)] = &[
     ("meta", b"kx12345678\0\0\0\0\0\0\0\x63", b"", "a key of the index of blocks"),
     ("meta", b"p\0\0\0\0\0\0\x0f\xf1nobody", &[0; 17], "does not say that it is to be tried again"),
     ("meta", b"p\0\0\0\0\0\x01\0\0nobody", &[0; 17], "its event is not there"),
+    ("meta", b"d\0\0\0\0\0\0\x0f\xf1nobody", &[0; 17], "no outcome says that this attempt"),
+    ("meta", b"d\0\0\0\0\0\x01\0\0nobody", &[0; 17], "its event is not there"),
+    ("meta", b"d", b"", "of no known kind"),
     ("meta", b"r\xff\xfe", &[0; 9], "its key is no text"),
     ("meta", b"a", &[0; 8], "a copy of another log"),
     ("meta", b"z", b"", "of no known kind"),

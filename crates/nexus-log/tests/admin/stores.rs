@@ -14,7 +14,7 @@ use nexus_core::trace::TraceId;
 use nexus_log::conformance::{Settings, outcome, record, start};
 use nexus_log::embedded::admin::{self, AdminError, Existing, Report, Step, Summary};
 use nexus_log::embedded::{Embedded, EmbeddedConfig, open};
-use nexus_log::{Commit, EventQuery, Log, Parked, Retention, Revision, Storage};
+use nexus_log::{Commit, DeadLetter, EventQuery, Log, Parked, Release, Retention, Revision, Storage};
 
 /// A second event of the same id is none after this.
 pub const WINDOW: i64 = 50;
@@ -138,6 +138,15 @@ pub async fn grown(path: &Path, settings: &Settings) {
         replay.replay_of = Some(invocation_id);
         commit(&*log, replay, vec![]).await;
     }
+    // Of what was given up: one is tried again, one forgotten, one has an event in its place, one is too old to be run.
+    let given_up = log.dead_letters(None, None, 1000).await.expect("dead letters");
+    let key = |at: usize| vec![(given_up[at].seq, given_up[at].function.clone())];
+    settings.pass(1);
+    assert_eq!(log.release(key(2), Release::Retry).await.expect("release"), 1);
+    assert_eq!(log.release(key(4), Release::Drop).await.expect("release"), 1);
+    let emitted = Outcome { dead_letter_emitted: true, ..outcome(young[1_001], 1, Disposition::Dead) };
+    commit(&*log, emitted, vec![varied(settings, 30_001)]).await;
+    commit(&*log, outcome(young[1_002], 1, Disposition::Expired), vec![]).await;
     log.advance(young[1_200], 0).await.expect("advance");
 
     for n in 0..30_u64 {
@@ -161,6 +170,7 @@ pub async fn small(path: &Path, settings: &Settings) {
     let Storage { log, registry, artifacts } = handle.storage();
     append(&*log, (0..5).map(|n| varied(settings, n)).collect()).await;
     commit(&*log, outcome(Seq(2), 1, Disposition::Retry { at: start() }), vec![varied(settings, 9)]).await;
+    commit(&*log, outcome(Seq(3), 1, Disposition::Dead), vec![]).await;
     log.advance(Seq(3), 0).await.expect("advance");
     registry.put("functions/a", "{}".into(), None).await.expect("put");
     artifacts.put("component".into()).await.expect("put");
@@ -173,6 +183,7 @@ pub struct Contents {
     pub head: Seq,
     pub delivered_below: Seq,
     pub parked: Vec<Parked>,
+    pub dead_letters: Vec<DeadLetter>,
     pub records: Vec<Record>,
     /// Of every place, also of those that are gone.
     pub outcomes: BTreeMap<Seq, Vec<Outcome>>,
@@ -253,6 +264,7 @@ pub async fn contents(storage: &Storage, digests: &[Digest]) -> Contents {
         head,
         delivered_below: log.delivered_below(),
         parked: progress.parked,
+        dead_letters: log.dead_letters(None, None, 1000).await.expect("dead letters"),
         records,
         outcomes,
         by_invocation,

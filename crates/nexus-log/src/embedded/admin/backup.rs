@@ -58,7 +58,7 @@ pub(super) fn write<W: Write>(
     let made_at = SystemClock.now();
     let mut writer = Writer::new(out)?;
     writer.entry(&Entry::Head { made_at, counters })?;
-    small(store, &at, &mut writer)?;
+    small(store, &at, counters.floor, &mut writer)?;
     events(merged, &counters, &mut writer, watch)?;
     // An artifact is there before any registry entry names it, and stays: those that are there now are enough.
     all_artifacts(artifacts, &mut writer, watch)?;
@@ -68,13 +68,13 @@ pub(super) fn write<W: Write>(
 
 /// What a file holds.
 pub(super) fn summary(made_at: Timestamp, counters: &Counters, counts: Counts, file_bytes: u64) -> Summary {
-    let Counts { registry, parked, events, outcomes, artifacts } = counts;
+    let Counts { registry, parked, dead, events, outcomes, artifacts } = counts;
     let head = Seq(counters.next_seq.0.saturating_sub(1));
-    Summary { made_at, head, events, outcomes, registry, parked, artifacts, file_bytes }
+    Summary { made_at, head, events, outcomes, registry, parked, dead_letters: dead, artifacts, file_bytes }
 }
 
-/// The registry, and what is parked.
-fn small<W: Write>(store: &Store, at: &Snapshot, writer: &mut Writer<W>) -> Result<(), AdminError> {
+/// The registry, what is parked, and what was given up.
+fn small<W: Write>(store: &Store, at: &Snapshot, floor: Seq, writer: &mut Writer<W>) -> Result<(), AdminError> {
     for entry in at.prefix(&store.meta, b"r") {
         let (key, value) = entry.into_inner().map_err(failed)?;
         let revision = u64::from_be_bytes(codec::bytes(&value, 0)?);
@@ -85,6 +85,10 @@ fn small<W: Write>(store: &Store, at: &Snapshot, writer: &mut Writer<W>) -> Resu
     for entry in at.prefix(&store.meta, b"p") {
         let (key, value) = entry.into_inner().map_err(failed)?;
         writer.entry(&Entry::Parked(codec::decode_parked(&key, &value)?))?;
+    }
+    for entry in at.range(&store.meta, codec::tagged(b'd', floor.0)..codec::tagged(b'd' + 1, 0)) {
+        let (key, value) = entry.into_inner().map_err(failed)?;
+        writer.entry(&Entry::Dead(codec::decode_dead(&key, &value)?))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use fjall::{OwnedWriteBatch, PersistMode};
 use nexus_core::ids::Seq;
 
 use super::error::AdminError;
-use crate::contract::{Parked, StorageError};
+use crate::contract::{DeadLetter, Parked, StorageError};
 use crate::embedded::codec::{self, Kind, Prepared};
 use crate::embedded::plan::KNOWN_MAX;
 use crate::embedded::state::{Block, COUNTERS_KEY, Counters};
@@ -57,6 +57,14 @@ impl<'a> Builder<'a> {
     /// A parked delivery.
     pub(super) fn parked(&mut self, parked: &Parked) -> Result<(), AdminError> {
         let (key, value) = codec::encode_parked(parked);
+        self.bytes += key.len() + value.len();
+        self.batch.insert(&self.store.meta, key, value);
+        self.settle()
+    }
+
+    /// A dead letter.
+    pub(super) fn dead(&mut self, letter: &DeadLetter) -> Result<(), AdminError> {
+        let (key, value) = codec::encode_dead(letter);
         self.bytes += key.len() + value.len();
         self.batch.insert(&self.store.meta, key, value);
         self.settle()

@@ -19,21 +19,22 @@
 //! |      |          | place that is kept, place up to which all is delivered, last registry revision (8 each)     |
 //! | `r`  | registry | revision (8), length of the key (2), key, value                                             |
 //! | `p`  | parked   | place (8), attempt (4), seconds (8) and nanoseconds (4) of the next try, function           |
+//! | `d`  | dead     | place (8), attempt (4), seconds (8) and nanoseconds (4) of its end, function               |
 //! | `e`  | event    | place (8), JSON of the record                                                               |
 //! | `o`  | outcome  | place of its event (8), its number (8), JSON of the outcome                                 |
 //! | `a`  | artifact | SHA-256 (32), length (8); its bytes follow                                                  |
 //! | `b`  | bytes    | the next of the artifact's bytes, at most 1 MiB                                             |
-//! | `z`  | end      | how many registry entries, parked deliveries, events, outcomes and artifacts (8 each);      |
-//! |      |          | XXH3-128 of every byte of the file before this record (16)                                  |
+//! | `z`  | end      | how many registry entries, parked deliveries, dead letters, events, outcomes and artifacts |
+//! |      |          | (8 each); XXH3-128 of every byte of the file before this record (16)                        |
 //!
 //! Records come in the order of this table; events and outcomes in the order of places, each outcome behind its
 //! event. There is one head, and one end, behind which nothing follows. An outcome whose event is gone is allowed: a
 //! replay that ends after retention took the event leaves one.
 
 use jiff::Timestamp;
-use nexus_core::ids::Seq;
+use nexus_core::ids::{FunctionName, Seq};
 
-use crate::contract::Parked;
+use crate::contract::{DeadLetter, Parked};
 use crate::embedded::codec::{self, instant};
 use crate::embedded::state::Counters;
 
@@ -53,6 +54,7 @@ pub(super) const CHUNK_BYTES: usize = 1 << 20;
 pub(super) struct Counts {
     pub(super) registry: u64,
     pub(super) parked: u64,
+    pub(super) dead: u64,
     pub(super) events: u64,
     pub(super) outcomes: u64,
     pub(super) artifacts: u64,
@@ -64,6 +66,7 @@ impl Counts {
         match entry {
             Entry::Registry { .. } => self.registry += 1,
             Entry::Parked(_) => self.parked += 1,
+            Entry::Dead(_) => self.dead += 1,
             Entry::Event { .. } => self.events += 1,
             Entry::Outcome { .. } => self.outcomes += 1,
             Entry::Artifact { .. } => self.artifacts += 1,
@@ -78,6 +81,7 @@ pub(super) enum Entry<'a> {
     Head { made_at: Timestamp, counters: Counters },
     Registry { revision: u64, key: &'a str, value: &'a [u8] },
     Parked(Parked),
+    Dead(DeadLetter),
     Event { seq: Seq, json: &'a [u8] },
     Outcome { seq: Seq, n: u64, json: &'a [u8] },
     Artifact { digest: [u8; 32], bytes: u64 },
@@ -96,6 +100,12 @@ impl<'a> Entry<'a> {
             out.extend_from_slice(&second.to_be_bytes());
             out.extend_from_slice(&nanosecond.to_be_bytes());
         };
+        let delivery = |out: &mut Vec<u8>, seq: Seq, function: &FunctionName, attempt: u32, at: Timestamp| {
+            numbers(out, &[seq.0]);
+            out.extend_from_slice(&attempt.to_be_bytes());
+            time(out, at);
+            out.extend_from_slice(function.as_str().as_bytes());
+        };
         match self {
             Self::Head { made_at, counters } => {
                 out.push(b'h');
@@ -111,12 +121,13 @@ impl<'a> Entry<'a> {
                 out.extend_from_slice(key.as_bytes());
                 out.extend_from_slice(value);
             }
-            Self::Parked(parked) => {
+            Self::Parked(Parked { seq, function, attempt, at }) => {
                 out.push(b'p');
-                numbers(out, &[parked.seq.0]);
-                out.extend_from_slice(&parked.attempt.to_be_bytes());
-                time(out, parked.at);
-                out.extend_from_slice(parked.function.as_str().as_bytes());
+                delivery(out, *seq, function, *attempt, *at);
+            }
+            Self::Dead(DeadLetter { seq, function, attempt, at }) => {
+                out.push(b'd');
+                delivery(out, *seq, function, *attempt, *at);
             }
             Self::Event { seq, json } => {
                 out.push(b'e');
@@ -139,8 +150,8 @@ impl<'a> Entry<'a> {
             }
             Self::End { counts, total } => {
                 out.push(b'z');
-                let Counts { registry, parked, events, outcomes, artifacts } = *counts;
-                numbers(out, &[registry, parked, events, outcomes, artifacts]);
+                let Counts { registry, parked, dead, events, outcomes, artifacts } = *counts;
+                numbers(out, &[registry, parked, dead, events, outcomes, artifacts]);
                 out.extend_from_slice(&total.to_be_bytes());
             }
         }
@@ -168,10 +179,13 @@ impl<'a> Entry<'a> {
                 let key = std::str::from_utf8(rest.take(usize::from(key_bytes))?).ok()?;
                 Self::Registry { revision, key, value: rest.all() }
             }
-            b'p' => {
+            b'p' | b'd' => {
                 let (seq, attempt, at) = (Seq(rest.number()?), u32::from_be_bytes(rest.array()?), rest.time()?);
                 let function = std::str::from_utf8(rest.all()).ok()?.parse().ok()?;
-                Self::Parked(Parked { seq, function, attempt, at })
+                match kind {
+                    b'p' => Self::Parked(Parked { seq, function, attempt, at }),
+                    _ => Self::Dead(DeadLetter { seq, function, attempt, at }),
+                }
             }
             b'e' => Self::Event { seq: Seq(rest.number()?), json: rest.all() },
             b'o' => Self::Outcome { seq: Seq(rest.number()?), n: rest.number()?, json: rest.all() },
@@ -181,6 +195,7 @@ impl<'a> Entry<'a> {
                 let counts = Counts {
                     registry: rest.number()?,
                     parked: rest.number()?,
+                    dead: rest.number()?,
                     events: rest.number()?,
                     outcomes: rest.number()?,
                     artifacts: rest.number()?,

@@ -7,7 +7,7 @@ use crate::contract::StorageError;
 use crate::embedded::store::{Store, failed};
 
 /// A key and its value.
-type Pair = (Slice, Slice);
+pub(super) type Pair = (Slice, Slice);
 
 /// One of both.
 pub(super) enum Item {
@@ -25,8 +25,8 @@ impl Merged {
     pub(super) fn new(store: &Store, at: &Snapshot, from: Seq) -> Self {
         let from = from.0.to_be_bytes();
         Self {
-            events: Ahead { iter: at.range(&store.events, from..), next: None },
-            outcomes: Ahead { iter: at.range(&store.outcomes, from..), next: None },
+            events: Ahead::new(at.range(&store.events, from..)),
+            outcomes: Ahead::new(at.range(&store.outcomes, from..)),
         }
     }
 
@@ -39,20 +39,29 @@ impl Merged {
             (event, None) => event.is_some(),
             (None, Some(_)) => false,
         };
-        let next =
-            if event { self.events.next.take().map(Item::Event) } else { self.outcomes.next.take().map(Item::Outcome) };
+        let next = if event { self.events.take().map(Item::Event) } else { self.outcomes.take().map(Item::Outcome) };
         Ok(next)
     }
 }
 
 /// One keyspace, and its next entry.
-struct Ahead {
+pub(super) struct Ahead {
     iter: Iter,
     next: Option<Pair>,
 }
 
 impl Ahead {
-    fn peek(&mut self) -> Result<Option<&Slice>, StorageError> {
+    pub(super) fn new(iter: Iter) -> Self {
+        Self { iter, next: None }
+    }
+
+    /// Takes what [`Ahead::peek`] showed.
+    pub(super) fn take(&mut self) -> Option<Pair> {
+        self.next.take()
+    }
+
+    /// The key of the next entry; `None` at the end.
+    pub(super) fn peek(&mut self) -> Result<Option<&Slice>, StorageError> {
         if self.next.is_none() {
             self.next = self.iter.next().map(|entry| entry.into_inner().map_err(failed)).transpose()?;
         }

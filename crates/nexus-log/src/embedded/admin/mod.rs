@@ -68,6 +68,8 @@ pub struct Summary {
     pub registry: u64,
     /// Deliveries that wait to be tried again.
     pub parked: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
     /// Artifacts.
     pub artifacts: u64,
     /// The file's size.

@@ -34,9 +34,10 @@ impl Order {
             Entry::Head { .. } => 1,
             Entry::Registry { .. } => 2,
             Entry::Parked(_) => 3,
-            Entry::Event { .. } | Entry::Outcome { .. } => 4,
-            Entry::Artifact { .. } | Entry::Bytes(_) => 5,
-            Entry::End { .. } => 6,
+            Entry::Dead(_) => 4,
+            Entry::Event { .. } | Entry::Outcome { .. } => 5,
+            Entry::Artifact { .. } | Entry::Bytes(_) => 6,
+            Entry::End { .. } => 7,
         };
         let in_artifact = matches!(entry, Entry::Bytes(_));
         if stage < self.stage || (stage == 1) != self.head.is_none() || in_artifact != (self.artifact_bytes > 0) {
@@ -61,6 +62,9 @@ impl Order {
             }
             Entry::Parked(parked) if !kept(parked.seq) => {
                 Err(format!("a delivery of event {} is parked, which was not counted", parked.seq))
+            }
+            Entry::Dead(letter) if !kept(letter.seq) => {
+                Err(format!("a delivery of event {} is dead, which was not counted", letter.seq))
             }
             Entry::Event { seq, .. } => {
                 let fits = kept(*seq) && *seq > self.event && *seq > self.outcome.0;

@@ -157,7 +157,7 @@ impl<R: Read> Reader<R> {
 mod tests {
     use super::super::writer::Writer;
     use super::*;
-    use crate::contract::Parked;
+    use crate::contract::{DeadLetter, Parked};
     use nexus_core::ids::Seq;
 
     /// One record of each kind, and two of some.
@@ -169,7 +169,8 @@ mod tests {
         vec![
             Entry::Head { made_at, counters },
             Entry::Registry { revision: 7, key: "functions/worker", value: b"{}" },
-            Entry::Parked(Parked { seq: Seq(3), function, attempt: 2, at: made_at }),
+            Entry::Parked(Parked { seq: Seq(3), function: function.clone(), attempt: 2, at: made_at }),
+            Entry::Dead(DeadLetter { seq: Seq(2), function, attempt: 9, at: made_at }),
             Entry::Event { seq: Seq(2), json: b"{\"two\":2}" },
             Entry::Outcome { seq: Seq(2), n: 3, json: b"{}" },
             Entry::Event { seq: Seq(8), json: b"{\"eight\":8}" },
@@ -207,7 +208,7 @@ mod tests {
             assert_eq!(found, *entry);
         }
         assert!(matches!(reader.next(), Ok(Next::End)));
-        let counts = Counts { registry: 1, parked: 1, events: 2, outcomes: 1, artifacts: 2 };
+        let counts = Counts { registry: 1, parked: 1, dead: 1, events: 2, outcomes: 1, artifacts: 2 };
         assert_eq!(reader.counts(), counts);
     }
 
@@ -241,11 +242,11 @@ mod tests {
 
         let entries = entries(b"bytes");
         let mut writer = Writer::new(Vec::new()).expect("begin");
-        for at in [0, 5] {
+        for at in [0, 6] {
             writer.entry(&entries[at]).expect("write");
         }
         // An event before the last, and a second head.
-        for at in [3, 0] {
+        for at in [4, 0] {
             assert!(writer.entry(&entries[at]).is_err(), "{:?}", entries[at]);
         }
     }

@@ -82,8 +82,9 @@ fn fill<R: Read>(
     summary: &Summary,
     watch: Watch<'_>,
 ) -> Result<(), AdminError> {
-    let Summary { events, outcomes, registry, parked, artifacts, .. } = *summary;
-    let mut pace = Pace::new(watch, Phase::Events, events + outcomes + registry + parked + artifacts)?;
+    let Summary { events, outcomes, registry, parked, dead_letters, artifacts, .. } = *summary;
+    let total = events + outcomes + registry + parked + dead_letters + artifacts;
+    let mut pace = Pace::new(watch, Phase::Events, total)?;
     let directory = Directory::take(&staging.path(), &Content::Log)?;
     let store = Store::open(&directory.database())?;
     let mut builder = Builder::new(&store);
@@ -93,6 +94,7 @@ fn fill<R: Read>(
             Next::Entry(Entry::Head { .. } | Entry::End { .. }) => continue,
             Next::Entry(Entry::Registry { revision, key, value }) => builder.registry(revision, key, value)?,
             Next::Entry(Entry::Parked(parked)) => builder.parked(&parked)?,
+            Next::Entry(Entry::Dead(letter)) => builder.dead(&letter)?,
             Next::Entry(Entry::Event { seq, json }) => builder.event(seq, json)?,
             Next::Entry(Entry::Outcome { seq, n, json }) => builder.outcome(seq, n, json)?,
             Next::Entry(Entry::Artifact { digest, .. }) => {

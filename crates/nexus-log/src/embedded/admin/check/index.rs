@@ -157,8 +157,12 @@ impl Index<'_> {
             match key[0] {
                 b'r' => self.registry(&key, &value),
                 b'k' | b'l' if key.len() == 18 => self.block(&key)?,
-                // These are read before the events.
+                // These are read before the events and with them.
                 b'b' | b'p' => {}
+                b'd' if key.len() > 9 => {
+                    // Counts it, if it is of an event that retention took.
+                    self.kept(codec::seq_at(&key, 1)?);
+                }
                 _ if *key == *COUNTERS_KEY => {}
                 b'a' | b'm' | b'o' => self.form(&key, "the small values", "it belongs to a copy of another log"),
                 _ => self.form(&key, "the small values", "its key is of no known kind"),

@@ -1,11 +1,12 @@
 //! The contradictions in a store.
 //!
-//! Read in this order: the events with what came of them (`scan`), each against the counters, its block, its index
-//! entries and what is parked; then the index (`index`), each entry against the events; then the artifacts
-//! (`artifacts`). The index is in another order than the events, and looking each event up would read the store in
-//! leaps; so entries are counted first, and looked up only if there are more than events ask for.
+//! Read in this order: the events with what came of them (`scan`, `deliveries`), each against the counters, its block,
+//! its index entries, what is parked and what was given up; then the index (`index`), each entry against the events;
+//! then the artifacts (`artifacts`). The index is in another order than the events, and looking each event up would
+//! read the store in leaps; so entries are counted first, and looked up only if there are more than events ask for.
 
 mod artifacts;
+mod deliveries;
 mod index;
 mod report;
 mod scan;

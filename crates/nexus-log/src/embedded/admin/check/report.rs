@@ -19,6 +19,8 @@ pub struct Report {
     pub registry: u64,
     /// Deliveries that wait to be tried again.
     pub parked: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
     /// Artifacts.
     pub artifacts: u64,
     /// Bytes of events and outcomes, as retention counts them.

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 
 use fjall::Slice;
-use jiff::Timestamp;
 use nexus_core::ids::{FunctionName, Seq};
-use nexus_core::outcome::{Disposition, Outcome};
 
 use super::super::error::AdminError;
 use super::super::merged::{Item, Merged};
 use super::super::watch::{Pace, Phase, Watch};
+use super::deliveries::Deliveries;
 use super::readable;
 use super::report::Report;
 use crate::contract::Parked;
@@ -22,7 +21,7 @@ use crate::embedded::store::{Store, failed};
 pub(super) struct Known {
     pub(super) counters: Counters,
     pub(super) blocks: Blocks,
-    parked: BTreeMap<(Seq, FunctionName), Parked>,
+    pub(super) parked: BTreeMap<(Seq, FunctionName), Parked>,
 }
 
 impl Known {
@@ -72,12 +71,9 @@ pub(super) struct Scan<'a> {
     known: &'a Known,
     report: &'a mut Report,
     seen: Seen,
-    /// Parked deliveries whose event did not come yet.
-    parked: BTreeMap<&'a (Seq, FunctionName), &'a Parked>,
+    deliveries: Deliveries<'a>,
     /// The last event.
     event: Seq,
-    /// The deliveries of its outcomes: what each waits for, if it does.
-    waits: BTreeMap<FunctionName, Option<(u32, Timestamp)>>,
     /// The block so far, and the types and sources in it.
     number: u64,
     block: Block,
@@ -89,10 +85,9 @@ pub(super) struct Scan<'a> {
 impl<'a> Scan<'a> {
     pub(super) fn new(store: &'a Store, known: &'a Known, report: &'a mut Report) -> Self {
         Self {
-            parked: known.parked.iter().collect(),
+            deliveries: Deliveries::new(store, known),
             seen: Seen { whole: true, ..Seen::default() },
             event: Seq(0),
-            waits: BTreeMap::new(),
             number: 0,
             block: Block::empty(),
             has: HashSet::new(),
@@ -123,9 +118,10 @@ impl<'a> Scan<'a> {
             }
             pace.tick(self.event.0.saturating_sub(floor.0))?;
         }
-        self.end_event();
+        self.deliveries.end_event(self.event, self.report)?;
         self.end_block();
         if self.seen.whole {
+            self.deliveries.end(self.report)?;
             self.gap(next_seq);
             self.never_came();
         }
@@ -134,7 +130,7 @@ impl<'a> Scan<'a> {
     }
 
     fn event(&mut self, key: &[u8], value: &Slice) -> Result<(), AdminError> {
-        self.end_event();
+        self.deliveries.end_event(self.event, self.report)?;
         self.report.events += 1;
         self.report.bytes += value.len() as u64;
         let seq = match codec::seq_at(key, 0) {
@@ -228,46 +224,9 @@ impl<'a> Scan<'a> {
             None => self.report.add(&place, "the index of invocations does not have it"),
         }
         if seq == self.event {
-            self.note(outcome);
+            self.deliveries.note(outcome);
         }
         Ok(())
-    }
-
-    /// What the delivery waits for after an outcome.
-    fn note(&mut self, outcome: Outcome) {
-        let waits = match outcome.disposition {
-            Disposition::Retry { at } => Some((outcome.attempt, at)),
-            Disposition::Done | Disposition::Dead => None,
-            Disposition::Replayed => return,
-        };
-        self.waits.insert(outcome.function, waits);
-    }
-
-    /// All outcomes of the last event came: what is parked of it is what they say.
-    fn end_event(&mut self) {
-        let seq = self.event;
-        let mut waits = std::mem::take(&mut self.waits);
-        let mut parked: Vec<&Parked> = Vec::new();
-        while let Some(first) = self.parked.first_entry().filter(|first| first.key().0 <= seq) {
-            let one = first.remove();
-            if one.seq == seq {
-                parked.push(one);
-            } else {
-                self.report.add(format!("the parked delivery of event {} to {}", one.seq, one.function), GONE);
-            }
-        }
-        for one in parked {
-            let place = format!("the parked delivery of event {seq} to {}", one.function);
-            match waits.remove(&one.function).flatten() {
-                Some(said) if said == (one.attempt, one.at) => {}
-                Some(_) => self.report.add(place, "its attempt or time is not that of its last outcome"),
-                None => self.report.add(place, "its last outcome does not say that it is to be tried again"),
-            }
-        }
-        for (function, _) in waits.iter().filter(|(_, waits)| waits.is_some()) {
-            let what = format!("its last outcome says that {function} is to be tried again, but it is not parked");
-            self.report.add(format!("event {seq}"), what);
-        }
     }
 
     /// No event is between the last one and `next`: retention takes none that is not delivered.
@@ -316,11 +275,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// What is known of events and blocks, of which none came.
+    /// Blocks of which no event came.
     fn never_came(&mut self) {
-        for one in std::mem::take(&mut self.parked).into_values() {
-            self.report.add(format!("the parked delivery of event {} to {}", one.seq, one.function), GONE);
-        }
         for (number, block) in &self.known.blocks {
             if block.events > 0 && !self.visited.contains(number) {
                 let place = format!("block {number} (events from {})", codec::block_start(*number));
@@ -329,5 +285,3 @@ impl<'a> Scan<'a> {
         }
     }
 }
-
-const GONE: &str = "its event is not there";
