@@ -96,7 +96,7 @@ async fn what_is_no_schedule_is_refused() {
     };
     let event = json!({"type": "t"});
     refused("no cron", put(json!({"name": "a", "cron": "61 * * * *", "event": event})), 400, "61").await;
-    refused("no day", put(json!({"name": "a", "cron": "0 0 30 2 *", "event": event})), 400, "30").await;
+    refused("no day", put(json!({"name": "a", "cron": "0 0 30 2 *", "event": event})), 400, "no such day").await;
     refused(
         "no zone",
         put(json!({"name": "a", "cron": "@daily", "timezone": "Mars/Base", "event": event})),

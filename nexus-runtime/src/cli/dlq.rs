@@ -21,7 +21,7 @@ pub struct DlqArgs {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Lists dead letters, the newest events first [default]
+    /// Lists dead letters, the newest events first; what `nexus dlq` alone does
     List(ListArgs),
     /// Makes another attempt
     #[command(after_help = "Examples:\n  nexus dlq retry EVENT\n  nexus dlq retry --function order-check --yes")]

@@ -40,7 +40,7 @@ const DIGESTS_MAX: usize = 4096;
 /// What the applying thread gets.
 pub(crate) enum Entry {
     /// The next message.
-    Message(Message),
+    Message(Box<Message>),
     /// What asks only.
     Local(Request),
     /// Nothing more.
@@ -108,7 +108,7 @@ impl Applier {
             let mut messages = Vec::new();
             for entry in entries.drain(..) {
                 match entry {
-                    Entry::Message(message) => messages.push(message),
+                    Entry::Message(message) => messages.push(*message),
                     Entry::Local(request) => {
                         self.take_in(std::mem::take(&mut messages));
                         self.answer(request);

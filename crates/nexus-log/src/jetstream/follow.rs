@@ -112,7 +112,7 @@ async fn follow_from(
                         return Err(broken("a message", format!("{number} comes after {last}")));
                     }
                     last = number;
-                    if entries.send(Entry::Message(message)).await.is_err() {
+                    if entries.send(Entry::Message(Box::new(message))).await.is_err() {
                         return Ok(Ended::Closed);
                     }
                 }

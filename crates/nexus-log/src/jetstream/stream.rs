@@ -29,11 +29,8 @@ pub(crate) struct Identity {
 
 /// What is wanted of the stream.
 fn wanted(config: &JetStreamConfig) -> Config {
-    let placement = |placement: &super::Placement| Placement {
-        cluster: placement.cluster.clone(),
-        tags: placement.tags.clone(),
-        ..Placement::default()
-    };
+    let placement =
+        |placement: &super::Placement| Placement { cluster: placement.cluster.clone(), tags: placement.tags.clone() };
     Config {
         name: config.stream.clone(),
         description: Some("The log of Nexus: groups of writes, in the order in which all runtimes take them in".into()),
