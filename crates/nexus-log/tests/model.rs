@@ -11,7 +11,7 @@ use nexus_core::outcome::{Disposition, Outcome};
 use nexus_core::record::{NewRecord, Record};
 use nexus_core::trace::TraceId;
 use nexus_log::conformance::{Settings, outcome, record, start};
-use nexus_log::embedded::{Embedded, EmbeddedConfig, open};
+use nexus_log::embedded::{Embedded, EmbeddedConfig, admin, open};
 use nexus_log::{Commit, EventQuery, Log, Receipt, Retention};
 use proptest::prelude::*;
 
@@ -212,6 +212,22 @@ impl Run {
         }
     }
 
+    /// Nothing that the store holds contradicts something else; from here on it is another one, made from a backup.
+    async fn restore(&mut self) {
+        self.handle.take().expect("is open").close().await.expect("close");
+        let (old, new) = (self.directory.path(), tempfile::tempdir().expect("a directory"));
+        let on = &mut |_| std::ops::ControlFlow::Continue(());
+        let report = admin::check(old, on).expect("check");
+        assert!(report.is_healthy(), "{:#?}", report.problems);
+        let file = tempfile::tempdir().expect("a directory");
+        let file = file.path().join("backup");
+        admin::backup(old, &file, admin::Existing::Keep, on).expect("backup");
+        admin::restore(&file, new.path(), on).expect("restore");
+        assert_eq!(admin::check(new.path(), on).expect("check"), report);
+        self.directory = new;
+        self.open().await;
+    }
+
     async fn compare_query(&self, mut query: EventQuery) {
         let holds = |entry: &NewRecord| {
             query.from.is_none_or(|from| entry.received_at >= from)
@@ -283,6 +299,8 @@ proptest! {
             }
             run.compare().await;
             run.apply(&Op::Reopen).await;
+            run.compare().await;
+            run.restore().await;
             run.compare().await;
             run.handle.take().expect("is open").close().await.expect("close");
         });

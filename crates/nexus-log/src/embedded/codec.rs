@@ -60,7 +60,8 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    fn of(entry: &NewRecord) -> Self {
+    /// Of an event.
+    pub(crate) fn of(entry: &NewRecord) -> Self {
         Self {
             received: instant(entry.received_at),
             ty: hash(&entry.event.ty),
@@ -138,14 +139,32 @@ impl Prepared {
         let entry = decode_event(Seq(0), value)?.entry;
         Ok(Self { entry, envelope, value: value.into() })
     }
+
+    /// From the JSON of its record, which is kept byte for byte.
+    pub(crate) fn from_json(seq: Seq, json: &[u8]) -> Result<Self, StorageError> {
+        let entry = event_of(seq, json)?;
+        let envelope = Envelope::of(&entry);
+        let mut value = Vec::with_capacity(1 + ENVELOPE_BYTES + json.len());
+        value.push(VALUE_FORMAT);
+        envelope.encode(&mut value);
+        value.extend_from_slice(json);
+        Ok(Self { entry, envelope, value: value.into() })
+    }
 }
 
 /// An event's value, read back.
 pub(crate) fn decode_event(seq: Seq, value: &[u8]) -> Result<Record, StorageError> {
+    Ok(Record { seq, entry: event_of(seq, event_json(value)?)? })
+}
+
+/// The JSON in an event's value.
+pub(crate) fn event_json(value: &[u8]) -> Result<&[u8], StorageError> {
     event_head(value)?;
-    let entry = serde_json::from_slice(&value[1 + ENVELOPE_BYTES..])
-        .map_err(|e| StorageError::Damaged(format!("event {seq}: {e}")))?;
-    Ok(Record { seq, entry })
+    Ok(&value[1 + ENVELOPE_BYTES..])
+}
+
+fn event_of(seq: Seq, json: &[u8]) -> Result<NewRecord, StorageError> {
+    serde_json::from_slice(json).map_err(|e| StorageError::Damaged(format!("event {seq}: {e}")))
 }
 
 fn event_head(value: &[u8]) -> Result<&[u8], StorageError> {
@@ -166,8 +185,27 @@ pub(crate) fn encode_outcome(outcome: &Outcome) -> Result<Slice, StorageError> {
 
 /// An outcome's value, read back.
 pub(crate) fn decode_outcome(value: &[u8]) -> Result<Outcome, StorageError> {
+    outcome_of(outcome_json(value)?)
+}
+
+/// The JSON in an outcome's value.
+pub(crate) fn outcome_json(value: &[u8]) -> Result<&[u8], StorageError> {
     outcome_invocation(value)?;
-    serde_json::from_slice(&value[OUTCOME_HEAD_BYTES..]).map_err(|e| StorageError::Damaged(format!("an outcome: {e}")))
+    Ok(&value[OUTCOME_HEAD_BYTES..])
+}
+
+/// An outcome and its value, from its JSON, which is kept byte for byte.
+pub(crate) fn outcome_from_json(json: &[u8]) -> Result<(Outcome, Slice), StorageError> {
+    let outcome = outcome_of(json)?;
+    let mut value = Vec::with_capacity(OUTCOME_HEAD_BYTES + json.len());
+    value.push(VALUE_FORMAT);
+    value.extend_from_slice(outcome.invocation_id.0.as_bytes());
+    value.extend_from_slice(json);
+    Ok((outcome, value.into()))
+}
+
+fn outcome_of(json: &[u8]) -> Result<Outcome, StorageError> {
+    serde_json::from_slice(json).map_err(|e| StorageError::Damaged(format!("an outcome: {e}")))
 }
 
 /// The key under which the invocation of an outcome's value is found.

@@ -56,19 +56,45 @@ impl Directory {
     /// Makes the directory if it is not there, locks it, and checks its format.
     pub(crate) fn take(path: &Path, content: &Content) -> Result<Self, StorageError> {
         let fail = |what: &str, e: std::io::Error| StorageError::Failed(format!("{what} {}: {e}", path.display()));
-        make(path).map_err(|e| fail("making", e))?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("LOCK"));
-        let lock = lock.map_err(|e| fail("opening the lock of", e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StorageError::Locked { path: path.display().to_string() }),
-            Err(TryLockError::Error(e)) => return Err(fail("locking", e)),
-        }
-        let directory = Self { path: path.to_owned(), _lock: lock };
+        let directory = Self::reserve(path)?;
         directory.check_format(content)?;
         make(&directory.artifacts()).map_err(|e| fail("making the artifacts of", e))?;
         sync(path).map_err(|e| fail("syncing", e))?;
         Ok(directory)
+    }
+
+    /// Makes the directory if it is not there and locks it, whatever it holds.
+    pub(crate) fn reserve(path: &Path) -> Result<Self, StorageError> {
+        make(path).map_err(|e| StorageError::Failed(format!("making {}: {e}", path.display())))?;
+        Self::lock(path)
+    }
+
+    /// Locks the directory of a store that is there, and says what it holds. Makes nothing but the lock's file; `None`:
+    /// there is no store.
+    pub(crate) fn take_existing(path: &Path) -> Result<Option<(Self, Content)>, StorageError> {
+        let there = |name: &str| path.join(name).try_exists();
+        let fail = |e: std::io::Error| StorageError::Failed(format!("looking into {}: {e}", path.display()));
+        if !there("FORMAT").map_err(fail)? && !there("db").map_err(fail)? {
+            return Ok(None);
+        }
+        let directory = Self::lock(path)?;
+        Ok(directory.content()?.map(|content| (directory, content)))
+    }
+
+    fn lock(path: &Path) -> Result<Self, StorageError> {
+        let fail = |what: &str, e: std::io::Error| StorageError::Failed(format!("{what} {}: {e}", path.display()));
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("LOCK"));
+        let lock = lock.map_err(|e| fail("opening the lock of", e))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(StorageError::Locked { path: path.display().to_string() }),
+            Err(TryLockError::Error(e)) => Err(fail("locking", e)),
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The database's directory.
@@ -89,23 +115,29 @@ impl Directory {
     }
 
     fn check_format(&self, content: &Content) -> Result<(), StorageError> {
+        match self.content()? {
+            Some(found) if found == *content => Ok(()),
+            Some(found) => Err(self.other(&found, content)),
+            None => write_new(&self.path.join("FORMAT"), format!("{}\n", content.line()).as_bytes())
+                .map_err(|e| StorageError::Failed(format!("the format of {}: {e}", self.path.display()))),
+        }
+    }
+
+    /// What it holds; `None`: nothing yet.
+    fn content(&self) -> Result<Option<Content>, StorageError> {
         let path = self.path.join("FORMAT");
-        let fail = |e: std::io::Error| StorageError::Failed(format!("the format of {}: {e}", self.path.display()));
         match std::fs::read_to_string(&path) {
             Ok(text) => match Content::parse(text.trim_end()) {
                 Some((_, found)) if found > FORMAT => Err(StorageError::Newer { found, known: FORMAT }),
-                Some((found, _)) if found == *content => Ok(()),
-                Some((found, _)) => Err(self.other(&found, content)),
+                Some((found, _)) => Ok(Some(found)),
                 None => Err(StorageError::Damaged(format!("{} does not name a format", path.display()))),
             },
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                // The format is written before the database: a database without one was not made by any release.
-                if self.database().exists() {
-                    return Err(StorageError::Damaged(format!("{} is missing", path.display())));
-                }
-                write_new(&path, format!("{}\n", content.line()).as_bytes()).map_err(fail)
+            // The format is written before the database: a database without one was not made by any release.
+            Err(e) if e.kind() == ErrorKind::NotFound && self.database().exists() => {
+                Err(StorageError::Damaged(format!("{} is missing", path.display())))
             }
-            Err(e) => Err(fail(e)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StorageError::Failed(format!("the format of {}: {e}", self.path.display()))),
         }
     }
 }

@@ -10,7 +10,9 @@
 //! * `read`, `log`, `registry`, `artifacts`: the contract.
 //! * `retain`: what goes, and how its space comes back.
 //! * `directory`, `journal`: the lock, the format, the check of the journal before it is opened.
+//! * [`admin`]: backup, restore, check.
 
+pub mod admin;
 pub(crate) mod artifacts;
 pub(crate) mod codec;
 pub(crate) mod core;

@@ -21,7 +21,7 @@ use crate::contract::{DeadLetter, Parked, Progress, Receipt, Release, Revision, 
 
 /// The most places that the index names for one id and source. More than one is there only when the same comes again
 /// after the window, or hashes collide; of more than these the oldest are not found by id.
-const KNOWN_MAX: usize = 16;
+pub(crate) const KNOWN_MAX: usize = 16;
 
 /// A group on its way. An error from any of its methods, but for those that [`own`] names, spoils the whole group.
 pub(crate) struct Plan<'a> {

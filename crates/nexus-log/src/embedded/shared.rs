@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) dropped_below: AtomicU64,
     /// While the directory is open; dropping it lets go of the lock.
     pub(crate) directory: Mutex<Option<Arc<Directory>>>,
+    /// One backup at a time.
+    pub(crate) backing_up: Arc<tokio::sync::Mutex<()>>,
     store: RwLock<Option<Arc<Store>>>,
     reads: Arc<Semaphore>,
 }
@@ -60,6 +62,7 @@ impl Shared {
             retaining: tokio::sync::Mutex::new(()),
             dropped_below: AtomicU64::new(1),
             directory: Mutex::new(Some(Arc::new(directory))),
+            backing_up: Arc::default(),
             store: RwLock::new(None),
             reads: Arc::new(Semaphore::new(READS_MAX)),
             config,
@@ -114,12 +117,25 @@ impl Shared {
         *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
     }
 
-    fn store(&self) -> Result<Arc<Store>, StorageError> {
+    /// The store, for a read of its own length: it is to ask [`Shared::serves`] now and then.
+    pub(crate) fn store(&self) -> Result<Arc<Store>, StorageError> {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
         match store {
             Some(store) => Ok(store),
             None if self.queue.is_closed() => Err(StorageError::Closed),
             None => Err(StorageError::Failed("the store is being opened again after a failed write".to_owned())),
+        }
+    }
+
+    /// Whether this is still the store that is open.
+    pub(crate) fn serves(&self, store: &Arc<Store>) -> Result<(), StorageError> {
+        if self.queue.is_closed() {
+            return Err(StorageError::Closed);
+        }
+        if Arc::ptr_eq(&self.store()?, store) {
+            Ok(())
+        } else {
+            Err(StorageError::Failed("the store was opened again after a failed write".to_owned()))
         }
     }
 

@@ -42,7 +42,7 @@ impl Counters {
         std::iter::once(1).chain(numbers.into_iter().flat_map(u64::to_be_bytes)).collect()
     }
 
-    fn decode(value: &[u8]) -> Result<Self, StorageError> {
+    pub(crate) fn decode(value: &[u8]) -> Result<Self, StorageError> {
         let number = |n: usize| Ok::<_, StorageError>(u64::from_be_bytes(bytes(value, 1 + 8 * n)?));
         Ok(Self {
             next_seq: Seq(number(0)?),
@@ -83,7 +83,7 @@ impl Block {
         out
     }
 
-    fn decode(value: &[u8]) -> Result<Self, StorageError> {
+    pub(crate) fn decode(value: &[u8]) -> Result<Self, StorageError> {
         let instant = |at| {
             Ok::<_, StorageError>((i64::from_be_bytes(bytes(value, at)?), i32::from_be_bytes(bytes(value, at + 8)?)))
         };

@@ -1,0 +1,12 @@
+//! Backup, restore and check of a data directory.
+
+#[path = "admin/damage.rs"]
+mod damage;
+#[path = "admin/files.rs"]
+mod files;
+#[path = "admin/round_trip.rs"]
+mod round_trip;
+#[path = "admin/running.rs"]
+mod running;
+#[path = "admin/stores.rs"]
+mod stores;
