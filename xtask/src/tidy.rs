@@ -30,6 +30,9 @@ const UNSAFE_ALLOWED: [&str; 6] = [
     "tests/guests/",
 ];
 
+/// What `apt-get download` and `pip download` leave where they are called, and `git add` then takes.
+const STRAY: [&str; 4] = ["deb", "whl", "gz", "zip"];
+
 /// Checks them all, and names every offence.
 pub fn run() -> Result<()> {
     let mut offences = Vec::new();
@@ -37,6 +40,12 @@ pub fn run() -> Result<()> {
         let shown = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
         let text = std::fs::read_to_string(&path).with_context(|| shown.clone())?;
         check(&shown, &text, &mut offences);
+    }
+    for entry in std::fs::read_dir(root())? {
+        let name = PathBuf::from(entry?.file_name());
+        if name.extension().is_some_and(|e| STRAY.iter().any(|s| e == *s)) {
+            offences.push(format!("{}: a package that was fetched; it belongs under target", name.display()));
+        }
     }
     ensure!(offences.is_empty(), "tidy found {} offences:\n{}", offences.len(), offences.join("\n"));
     build_ebpf::check_source_hash()?;

@@ -11,10 +11,10 @@ use super::shared::Shared;
 use super::store::{Store, failed};
 use crate::contract::{DeadLetter, EventQuery, Page, StorageError};
 
-/// The most events that one read gives.
 /// Dead letters that one call looks at: of a function that has few among very many, a page may be short.
 const DEAD_LOOKED_AT_MAX: usize = 100_000;
 
+/// The most events that one read gives.
 pub(crate) const READ_MAX: usize = 4096;
 /// The most bytes of events that one read or page gives, but for the first event.
 const READ_BYTES_MAX: usize = 16 << 20;
