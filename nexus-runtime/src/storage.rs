@@ -13,6 +13,11 @@ use crate::nats::Managed;
 /// What `--nats` is where a server of our own is wanted.
 pub const MANAGED: &str = "managed";
 
+/// Where in the data directory an embedded log is.
+pub const EMBEDDED: &str = "log";
+/// Where in it a runtime's copy of a log in NATS is.
+pub const COPY: &str = "copy";
+
 /// Opened storage.
 pub enum Opened {
     /// In a directory.
@@ -24,9 +29,9 @@ pub enum Opened {
 /// Opens what the configuration asks for.
 pub async fn open(config: &Config) -> anyhow::Result<Opened> {
     let Some(nats) = &config.nats else {
-        return Ok(Opened::Embedded(embedded::open(directory(config, "log")).await?));
+        return Ok(Opened::Embedded(embedded::open(directory(config, EMBEDDED)).await?));
     };
-    let copy = directory(config, "copy");
+    let copy = directory(config, COPY);
     let managed =
         if nats.servers == MANAGED { Some(Managed::start(&config.data_dir.join("nats"), nats).await?) } else { None };
     let opened = jetstream::open(wanted(nats, managed.as_ref(), copy)).await;

@@ -94,7 +94,7 @@ async fn what_cannot_be_done_is_said_in_a_line() {
     assert!(refused(&["admin", "verify", text(&file)]).contains("not a whole backup"));
     let new = folder.path().join("new");
     assert!(refused(&["admin", "restore", "--data-dir", text(&new), text(&file)]).contains("not a whole backup"));
-    assert!(!new.join("FORMAT").exists());
+    assert!(!new.join("log/FORMAT").exists());
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn a_check_finds_an_artifact_that_changed() {
     let data = folder.path().join("data");
     used(&data).await;
     assert!(cli().text(["admin", "check", "--data-dir", text(&data)]).contains("no problems"));
-    let artifact = fs::read_dir(data.join("artifacts")).expect("artifacts").next().expect("one").expect("a name");
+    let artifact = fs::read_dir(data.join("log/artifacts")).expect("artifacts").next().expect("one").expect("a name");
     let mut bytes = fs::read(artifact.path()).expect("the artifact");
     bytes[0] ^= 1;
     fs::write(artifact.path(), bytes).expect("it is written");

@@ -15,6 +15,7 @@ use super::client::print_json;
 use super::style::say;
 use super::{Done, Failure, Output, style};
 use crate::config::Config;
+use crate::storage::{COPY, EMBEDDED};
 
 /// Arguments of `nexus admin`.
 #[derive(Args)]
@@ -36,7 +37,7 @@ enum Command {
         #[arg(long)]
         replace: bool,
     },
-    /// Makes a data directory anew from a backup; the directory must be empty or not there
+    /// Makes a data directory anew from a backup; no log may be in it yet
     #[command(after_help = "Example:\n  nexus admin restore --data-dir /var/lib/nexus /backup/nexus.backup")]
     Restore {
         #[command(flatten)]
@@ -76,6 +77,13 @@ impl Place {
             (None, None) => Ok(Config::default().data_dir),
         }
     }
+
+    /// The store that is there: for a server whose log is in NATS its copy, of which the library says what it is.
+    fn store(&self) -> Result<PathBuf, Failure> {
+        let data_dir = self.data_dir()?;
+        let (log, copy) = (data_dir.join(EMBEDDED), data_dir.join(COPY));
+        Ok(if copy.exists() && !log.exists() { copy } else { log })
+    }
 }
 
 /// What came of it.
@@ -111,13 +119,13 @@ fn act(command: &Command, watch: admin::Watch<'_>) -> Result<Outcome, Failure> {
     let done = match command {
         Command::Backup { place, file, replace } => {
             let existing = if *replace { Existing::Replace } else { Existing::Keep };
-            admin::backup(&place.data_dir()?, file, existing, watch).map(|s| Outcome::Summary("backed up", s))
+            admin::backup(&place.store()?, file, existing, watch).map(|s| Outcome::Summary("backed up", s))
         }
         Command::Restore { place, file } => {
-            admin::restore(file, &place.data_dir()?, watch).map(|s| Outcome::Summary("restored", s))
+            admin::restore(file, &place.data_dir()?.join(EMBEDDED), watch).map(|s| Outcome::Summary("restored", s))
         }
         Command::Verify { file } => admin::verify(file, watch).map(|s| Outcome::Summary("whole", s)),
-        Command::Check { place } => admin::check(&place.data_dir()?, watch).map(Outcome::Report),
+        Command::Check { place } => admin::check(&place.store()?, watch).map(Outcome::Report),
     };
     done.map_err(failure)
 }

@@ -13,7 +13,7 @@ pub enum AdminError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// Nothing is there to back up or to check.
-    #[error("there is no store in {path}; name the directory that the server has as --data-dir")]
+    #[error("there is no store in {path}; name the data directory of a server that has run")]
     NoStore {
         /// The data directory.
         path: String,
