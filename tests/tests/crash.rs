@@ -139,9 +139,9 @@ fn check(what: &str, log: &[Value], acknowledged: &BTreeSet<String>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_every_kill() {
     let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
-    let seed = number("NEXUS_CRASH_SEED").unwrap_or_else(rand::random::<u64>);
-    let rounds = number("NEXUS_CRASH_ROUNDS").map_or(100, |n| usize::try_from(n).expect("few"));
-    println!("NEXUS_CRASH_SEED={seed} NEXUS_CRASH_ROUNDS={rounds}");
+    let seed = number("NEXUS_SEED").unwrap_or_else(rand::random::<u64>);
+    let rounds = number("NEXUS_ROUNDS").map_or(100, |n| usize::try_from(n).expect("few"));
+    println!("NEXUS_SEED={seed} NEXUS_ROUNDS={rounds}");
     let mut rng = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().expect("a folder");
     let data_dir = folder.path().join("data");

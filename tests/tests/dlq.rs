@@ -100,7 +100,10 @@ async fn dead_letters_are_there_after_a_restart() {
     server.deploy("a", "noop", on("work", twice())).await;
     Cli::of(&server).text(["dlq", "retry", "e1"]);
     let done = server.settled("e1", "done").await;
-    assert_eq!((done["invocations"].as_array().map(Vec::len), &done["invocations"][2]["attempt"]), (Some(3), &json!(3)));
+    assert_eq!(
+        (done["invocations"].as_array().map(Vec::len), &done["invocations"][2]["attempt"]),
+        (Some(3), &json!(3))
+    );
 }
 
 #[tokio::test]

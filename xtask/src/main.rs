@@ -1,9 +1,10 @@
-//! Every developer command: `cargo xtask demo`, `test`, `ci`, `tidy`, `build-ebpf`, `guests`, `vm-test`, `bench`.
+//! Every developer command: `cargo xtask demo`, `test`, `ci`, `tidy`, `build-ebpf`, `guests`, `vm-test`, `bench`, `faults`.
 
 mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod faults;
 mod guests;
 mod process;
 mod tidy;
@@ -53,6 +54,15 @@ enum Command {
         /// Beginnings of package names, as `linux-image-6.12.` [default: Debian 12's 6.1 and 6.12]
         kernels: Vec<String>,
     },
+    /// The seeded tests of kills and damage, for many seeds in a row
+    Faults {
+        /// How many
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+        /// The first
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+    },
     /// The benchmarks, beside their peers, as tables
     Bench {
         /// Seconds of each measurement
@@ -61,7 +71,7 @@ enum Command {
         /// Rounds; the peers take turns within each
         #[arg(long, default_value_t = 3)]
         rounds: u32,
-        /// Only these: call, cold, ingest, probes
+        /// Only these: call, cold, ingest, latency, jetstream, probes, large
         only: Vec<String>,
     },
 }
@@ -85,6 +95,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::VmTest { kernels } => vm_test::run(&kernels),
         Command::BuildEbpf { check } => build_ebpf::run(check),
         Command::Guests { check } => guests::run(check),
+        Command::Faults { seeds, first } => faults::run(first, seeds),
         Command::Bench { seconds, rounds, only } => bench::run(seconds, rounds, &only),
     }
 }

@@ -1,5 +1,7 @@
 //! The kernel's account of an invocation or of a program: what it made the kernel do.
 
+pub(crate) mod unnamed;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -29,7 +31,7 @@ impl KernelMode {
     }
 }
 
-/// What one system call cost, added up.
+/// What one system call cost, added up. The log keeps its fields by their order: a new one comes last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyscallStats {
     /// Calls that returned.
@@ -81,6 +83,8 @@ pub struct PageFaults {
 }
 
 /// The kernel's account. When `mode` is `off` every number is absent.
+///
+/// The log keeps its fields by their order: a new one comes last.
 ///
 /// Of an invocation, its duration = `on_cpu_ns` + `run_queue_ns` + `off_cpu_ns` + `waiting_ns` + `residual_ns`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -255,7 +255,8 @@ pub struct Outcome {
     /// Lines that found no room.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub logs_dropped: u64,
-    /// The kernel's account.
+    /// The kernel's account; without the names of its numbers where it is kept, or they would be most of a record.
+    #[serde(serialize_with = "crate::kernel::unnamed::serialize")]
     pub kernel: KernelAccount,
     /// System calls over the threshold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -129,8 +129,8 @@ async fn level(runtimes: &[&JetStream], settings: &Settings, mark: &mut u64) {
     }
 }
 
-async fn rounds(seed: u64, rounds: usize) {
-    println!("seed {seed}");
+async fn rounds(seed: u64, rounds: u64) {
+    println!("NEXUS_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let settings = Settings::default();
     let server = NatsServer::start();
@@ -181,11 +181,8 @@ async fn rounds(seed: u64, rounds: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_are_the_same_whoever_wrote_what() {
-    let seed = std::env::var("NEXUS_SEED").ok().and_then(|seed| seed.parse().ok());
-    match seed {
-        Some(seed) => rounds(seed, 20).await,
-        None => rounds(rand::random(), 20).await,
-    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    rounds(number("NEXUS_SEED").unwrap_or_else(rand::random), number("NEXUS_ROUNDS").unwrap_or(20)).await;
 }
 
 /// Waits until a runtime says that it cannot go on.

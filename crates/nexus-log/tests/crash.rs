@@ -1,6 +1,6 @@
 //! A process that is killed in the middle of its work, and a journal that is damaged afterwards.
 //!
-//! `NEXUS_LOG_CRASH_ROUNDS` (20) and `NEXUS_LOG_CRASH_SEED` (random, printed on failure) choose more, or the same again.
+//! `NEXUS_ROUNDS` (20) and `NEXUS_SEED` (random, printed on failure) choose more, or the same again.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -111,10 +111,10 @@ async fn everything(log: &dyn Log) -> Vec<std::sync::Arc<Record>> {
 
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_kill() {
-    let rounds = variable("NEXUS_LOG_CRASH_ROUNDS").unwrap_or(20);
-    let seed = variable("NEXUS_LOG_CRASH_SEED").unwrap_or_else(rand::random);
+    let rounds = variable("NEXUS_ROUNDS").unwrap_or(20);
+    let seed = variable("NEXUS_SEED").unwrap_or_else(rand::random);
     // Shown if the test fails.
-    println!("NEXUS_LOG_CRASH_SEED={seed}");
+    println!("NEXUS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("data");
@@ -169,8 +169,8 @@ fn copy(from: &Path, to: &Path) {
 /// Cut or changed at any place, the journal gives a beginning of what was written, or says that it is damaged.
 #[tokio::test]
 async fn a_damaged_journal_gives_a_prefix_or_says_so() {
-    let seed = variable("NEXUS_LOG_CRASH_SEED").unwrap_or_else(rand::random);
-    println!("NEXUS_LOG_CRASH_SEED={seed}");
+    let seed = variable("NEXUS_SEED").unwrap_or_else(rand::random);
+    println!("NEXUS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("data");

@@ -216,8 +216,8 @@ async fn a_name_that_was_made_to_point_here_does_not_open_the_api() {
 
 #[tokio::test]
 async fn noise_is_never_the_servers_fault() {
-    let seed = std::env::var("NEXUS_FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random::<u64>);
-    println!("NEXUS_FUZZ_SEED={seed}");
+    let seed = std::env::var("NEXUS_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    println!("NEXUS_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let server = prepared().await;
     let id = "018f0000-0000-7000-8000-000000000000";

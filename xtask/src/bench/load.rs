@@ -1,12 +1,14 @@
 //! Load: wrk, and single requests that are timed.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+
+use serde_json::Value;
 
 use crate::process::{Running, find, output, root};
 
@@ -150,4 +152,51 @@ pub fn once(url: &str) -> Result<Once> {
     let header = |name: &str| head.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim().to_owned());
     let event_id = header("nexus-event-id:").with_context(|| format!("no event id: {head}"))?;
     Ok(Once { us, event_id })
+}
+
+/// A connection to a server, for one request after the other.
+pub struct Connection {
+    address: String,
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// To the server at this URL.
+    pub fn to(url: &str) -> Result<Self> {
+        let address = url.strip_prefix("http://").context("http")?.trim_end_matches('/').to_owned();
+        let stream = TcpStream::connect(&address)?;
+        stream.set_nodelay(true)?;
+        Ok(Self { address, stream: BufReader::new(stream) })
+    }
+
+    /// GETs; the body.
+    pub fn get(&mut self, path: &str) -> Result<String> {
+        self.request(&format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.address))
+    }
+
+    /// POSTs; the body.
+    pub fn post(&mut self, path: &str, media_type: &str, body: &str) -> Result<String> {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: {media_type}\r\n", self.address);
+        self.request(&format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
+    }
+
+    /// The place of the newest event; 0 if there is none.
+    pub fn newest_seq(&mut self) -> Result<f64> {
+        let page: Value = serde_json::from_str(&self.get("/v1/events?limit=1")?)?;
+        Ok(page["items"][0]["seq"].as_f64().unwrap_or(0.0))
+    }
+
+    fn request(&mut self, text: &str) -> Result<String> {
+        self.stream.get_mut().write_all(text.as_bytes())?;
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            ensure!(self.stream.read_line(&mut head)? > 0, "the server hung up: {head}");
+        }
+        let length = head.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok());
+        let mut body = vec![0; length.with_context(|| format!("no content-length: {head}"))?];
+        self.stream.read_exact(&mut body)?;
+        let body = String::from_utf8(body)?;
+        ensure!(head.starts_with("HTTP/1.1 2"), "{head}{body}");
+        Ok(body)
+    }
 }

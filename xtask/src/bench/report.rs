@@ -47,6 +47,13 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
+/// The value that so many of a hundred do not exceed.
+pub fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = (values.len() * percent).div_ceil(100).saturating_sub(1);
+    values.get(at).copied().unwrap_or(f64::NAN)
+}
+
 /// Microseconds, or milliseconds where they are many.
 pub fn us(value: f64) -> String {
     if value >= 1000.0 { format!("{:.2} ms", value / 1000.0) } else { format!("{value:.0} µs") }
@@ -83,12 +90,16 @@ pub fn disk_floor(dir: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use super::{median, percentile};
 
     #[test]
     fn medians() {
         assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
         assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
         assert!(median(std::iter::empty()).is_nan());
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!((percentile(hundred.clone(), 99), percentile(hundred, 50)), (99.0, 50.0));
+        assert_eq!(percentile(vec![7.0], 99), 7.0);
+        assert!(percentile(Vec::new(), 99).is_nan());
     }
 }

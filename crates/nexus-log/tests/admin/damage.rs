@@ -1,6 +1,6 @@
 //! Damage of one entry at a time, through the database: each is named.
 //!
-//! `NEXUS_LOG_DAMAGE_SEED` (random, printed on failure) chooses the same entries again.
+//! `NEXUS_SEED` (random, printed on failure) chooses the same entries again.
 
 use std::path::Path;
 
@@ -117,8 +117,7 @@ fn names(report: &Report, said: &str) -> bool {
 
 #[tokio::test]
 async fn every_damage_is_named() {
-    let seed =
-        std::env::var("NEXUS_LOG_DAMAGE_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().expect("a seed"));
+    let seed = std::env::var("NEXUS_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().expect("a seed"));
     let mut random = StdRng::seed_from_u64(seed);
     let directory = tempfile::tempdir().expect("a directory");
     let data = directory.path().join("data");
