@@ -192,7 +192,7 @@ impl Line {
             }
         }
         outcome.emitted = emitted.iter().map(|r| r.event.id.clone()).collect();
-        match self.commit(&delivery.record, outcome.clone(), emitted).await {
+        match self.commit(&delivery.record, &outcome, &emitted).await {
             Ok(()) => Ok(Delivered { outcome, answer: finished.answer }),
             // Again it would be as much: so it is an outcome, without what is too much.
             Err(error @ (StorageError::TooLarge { .. } | StorageError::Invalid(_))) => {
@@ -201,7 +201,7 @@ impl Line {
                 (outcome.output, outcome.emitted, outcome.dead_letter_emitted) = (None, Vec::new(), false);
                 (outcome.logs, outcome.host_calls) = (Vec::new(), Vec::new());
                 outcome.disposition = disposition(&delivery, &outcome, true, None, self.clock.now());
-                self.commit(&delivery.record, outcome.clone(), Vec::new()).await?;
+                self.commit(&delivery.record, &outcome, &[]).await?;
                 Ok(Delivered { outcome, answer: finished.answer })
             }
             Err(error) => Err(error),
@@ -253,16 +253,16 @@ impl Line {
             kernel: KernelAccount::off("the function did not run"),
             slow_syscalls: Vec::new(),
         };
-        self.commit(record, outcome, Vec::new()).await
+        self.commit(record, &outcome, &[]).await
     }
 
     /// Writes the outcome and the emitted events as one. The function has run: where storage will not take its outcome
     /// now, offering it again is better than running the function again.
-    async fn commit(&self, record: &Record, outcome: Outcome, emitted: Vec<NewRecord>) -> Result<(), StorageError> {
+    async fn commit(&self, record: &Record, outcome: &Outcome, emitted: &[NewRecord]) -> Result<(), StorageError> {
         let began = Instant::now();
         let mut pause = Duration::from_millis(10);
         let receipts = loop {
-            let commit = Commit { outcome: outcome.clone(), emitted: emitted.clone() };
+            let commit = Commit { outcome: outcome.clone(), emitted: emitted.to_vec() };
             match self.storage.log.commit(commit).await {
                 Ok(receipts) => break receipts,
                 Err(error) if error.is_retryable() && began.elapsed() + pause < COMMIT_PATIENCE => {
@@ -273,8 +273,8 @@ impl Line {
                 Err(error) => return Err(error),
             }
         };
-        self.telemetry.accepted(&emitted, &receipts, began.elapsed());
-        self.telemetry.delivered(record, &outcome, began.elapsed());
+        self.telemetry.accepted(emitted, &receipts, began.elapsed());
+        self.telemetry.delivered(record, outcome, began.elapsed());
         Ok(())
     }
 

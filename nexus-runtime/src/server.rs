@@ -107,6 +107,7 @@ impl Server {
             stop: stop.clone(),
             requests: Semaphore::new(config.limits.requests_max),
             hosts: Hosts::new(config.hosts_allowed.clone()),
+            store: storage.running(),
         });
         tasks.spawn(accept(listener, gateway, config.clone(), stop.clone()));
         let (mode, reason) = kernel.mode();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nexus_log::embedded::admin::Running;
 use nexus_log::embedded::{self, Embedded, EmbeddedConfig};
 use nexus_log::jetstream::{self, JetStream, JetStreamConfig, Login, Placement};
 use nexus_log::{Storage, StorageError};
@@ -86,6 +87,14 @@ impl Opened {
         match self {
             Self::Embedded(embedded) => embedded.storage(),
             Self::JetStream(jetstream, _) => jetstream.storage(),
+        }
+    }
+
+    /// The store as far as backups go; none of a log in NATS, which is NATS's to back up.
+    pub fn running(&self) -> Option<Running> {
+        match self {
+            Self::Embedded(embedded) => Some(embedded.running()),
+            Self::JetStream(..) => None,
         }
     }
 

@@ -75,6 +75,49 @@ async fn a_store_moves_and_goes_on() {
     assert_eq!(server.get("/v1/events").await["items"].as_array().expect("items").len(), 4);
 }
 
+/// What was acknowledged before a backup began is in it, while events come in and are delivered.
+#[tokio::test]
+async fn a_server_that_runs_is_backed_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, new, file) = (folder.path().join("data"), folder.path().join("new"), folder.path().join("one.backup"));
+    let server = Server::builder().data_dir(&data).start();
+    server.deploy("noop", "noop", json!({"triggers": [{"filters": [{"exact": {"type": "t"}}]}]})).await;
+    let mut before = 0;
+    for n in 0..300 {
+        server.send(event(&n.to_string(), json!({"n": n}))).await;
+        if n == 100 {
+            before = n;
+            let address = server.url().to_owned();
+            let file = file.clone();
+            let backup = tokio::task::spawn_blocking(move || {
+                Cli::at(&address).json(["admin", "backup", "--running", text(&file)])
+            });
+            for n in 300..350 {
+                server.send(event(&n.to_string(), json!({}))).await;
+            }
+            let backup = backup.await.expect("a backup");
+            assert!(backup["events"].as_u64() > Some(before) && backup["artifacts"] == 1, "{backup:#}");
+            assert_eq!(cli().json(["admin", "verify", text(&file)]), backup);
+        }
+    }
+    let refused = Cli::of(&server).run(["admin", "backup", "--running", text(&file)]);
+    let line = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && line.contains("is there already"), "{line}");
+    drop(server);
+    cli().json(["admin", "restore", "--data-dir", text(&new), text(&file)]);
+    assert_eq!(cli().json(["admin", "check", "--data-dir", text(&new)])["healthy"], true);
+    let server = Server::builder().data_dir(&new).start();
+    for n in 0..=before {
+        let restored = server.settled(&n.to_string(), "done").await;
+        assert_eq!(restored["invocations"].as_array().map(Vec::len), Some(1), "{restored:#}");
+    }
+    // Nothing is left of one that breaks off: here there is no server.
+    let gone = cli().run(["admin", "backup", "--running", text(&folder.path().join("two.backup"))]);
+    assert_eq!(gone.status.code(), Some(5), "{gone:?}");
+    let left: Vec<_> = fs::read_dir(folder.path()).expect("a folder").map(|e| e.expect("entry").file_name()).collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+}
+
 #[tokio::test]
 async fn what_cannot_be_done_is_said_in_a_line() {
     let folder = tempfile::tempdir().expect("a folder");

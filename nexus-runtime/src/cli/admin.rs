@@ -1,19 +1,20 @@
-//! `nexus admin`: backup, restore and check of a data directory that no server has open.
+//! `nexus admin`: backup, restore and check of a data directory that no server has open, and backup of one that runs.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Subcommand};
-use nexus_log::embedded::admin::{self, AdminError, Existing, Report, Step, Summary};
+use nexus_log::embedded::admin::{self, AdminError, Existing, Received, Report, Step, Summary};
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::client::print_json;
+use super::client::{Client, print_json};
 use super::style::say;
-use super::{Done, Failure, Output, style};
+use super::{Done, Failure, Global, Output, style};
 use crate::config::Config;
 use crate::storage::{COPY, EMBEDDED};
 
@@ -26,11 +27,15 @@ pub struct AdminArgs {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Writes everything of a data directory into one file; the server must be stopped
-    #[command(after_help = "Example:\n  nexus admin backup --data-dir /var/lib/nexus /backup/nexus.backup")]
+    /// Writes everything into one file: of a data directory whose server is stopped, or of a server that runs
+    #[command(after_help = "Examples:\n  nexus admin backup --data-dir /var/lib/nexus /backup/nexus.backup\n  \
+                            nexus admin backup --running --url http://127.0.0.1:7070 /backup/nexus.backup")]
     Backup {
         #[command(flatten)]
         place: Place,
+        /// Of the server at --url, while it goes on: everything as it is at one moment; no data directory is looked at
+        #[arg(long)]
+        running: bool,
         /// The file
         file: PathBuf,
         /// Replaces a file that is there, once the new one is whole
@@ -93,11 +98,21 @@ enum Outcome {
 }
 
 /// Does what is asked; an interrupt stops it between two entries, so that nothing half-made is left.
-pub async fn run(args: AdminArgs, output: Output) -> Done {
+pub async fn run(args: AdminArgs, global: Global) -> Done {
+    let output = global.output;
+    let running = match &args.command {
+        Command::Backup { running: true, .. } => Some((Client::new(&global)?, tokio::runtime::Handle::current())),
+        _ => None,
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let mut progress = Progress { stop: stop.clone(), shown: std::io::stderr().is_terminal(), wide: 0 };
     let mut work = tokio::task::spawn_blocking(move || {
-        let done = act(&args.command, &mut |step| progress.step(step));
+        let done = match (&args.command, running) {
+            (Command::Backup { file, replace, .. }, Some((client, handle))) => {
+                receive(&client, &handle, file, existing(*replace), &mut progress)
+            }
+            (command, _) => act(command, &mut |step| progress.step(step)),
+        };
         progress.clear();
         done
     });
@@ -117,9 +132,8 @@ pub async fn run(args: AdminArgs, output: Output) -> Done {
 
 fn act(command: &Command, watch: admin::Watch<'_>) -> Result<Outcome, Failure> {
     let done = match command {
-        Command::Backup { place, file, replace } => {
-            let existing = if *replace { Existing::Replace } else { Existing::Keep };
-            admin::backup(&place.store()?, file, existing, watch).map(|s| Outcome::Summary("backed up", s))
+        Command::Backup { place, file, replace, .. } => {
+            admin::backup(&place.store()?, file, existing(*replace), watch).map(|s| Outcome::Summary("backed up", s))
         }
         Command::Restore { place, file } => {
             admin::restore(file, &place.data_dir()?.join(EMBEDDED), watch).map(|s| Outcome::Summary("restored", s))
@@ -128,6 +142,35 @@ fn act(command: &Command, watch: admin::Watch<'_>) -> Result<Outcome, Failure> {
         Command::Check { place } => admin::check(&place.store()?, watch).map(Outcome::Report),
     };
     done.map_err(failure)
+}
+
+fn existing(replace: bool) -> Existing {
+    if replace { Existing::Replace } else { Existing::Keep }
+}
+
+/// Takes a backup from a server. It counts when it was read from one end to the other.
+fn receive(
+    client: &Client,
+    handle: &tokio::runtime::Handle,
+    file: &Path,
+    existing: Existing,
+    progress: &mut Progress,
+) -> Result<Outcome, Failure> {
+    let mut received = Received::begin(file, existing).map_err(failure)?;
+    let mut answer = handle.block_on(client.send(client.request(Method::GET, "/v1/backup")))?;
+    let mut bytes = 0;
+    while let Some(chunk) = handle
+        .block_on(answer.chunk())
+        .map_err(|e| Failure::failed(format!("the backup broke off after {bytes} bytes: {e}; nothing was kept")))?
+    {
+        received.write_all(&chunk).map_err(|e| Failure::failed(format!("writing {}: {e}", file.display())))?;
+        bytes += chunk.len();
+        if progress.show(&format!("received: {bytes} bytes")).is_break() {
+            return Err(failure(AdminError::Stopped));
+        }
+    }
+    let summary = received.finish(&mut |step| progress.step(step)).map_err(failure)?;
+    Ok(Outcome::Summary("backed up", summary))
 }
 
 fn failure(error: AdminError) -> Failure {
@@ -191,11 +234,14 @@ struct Progress {
 
 impl Progress {
     fn step(&mut self, step: Step) -> ControlFlow<()> {
+        self.show(&format!("{}: {} of {}", step.phase.as_str(), step.done, step.total))
+    }
+
+    fn show(&mut self, line: &str) -> ControlFlow<()> {
         if self.stop.load(Ordering::Relaxed) {
             return ControlFlow::Break(());
         }
         if self.shown {
-            let line = format!("{}: {} of {}", step.phase.as_str(), step.done, step.total);
             // Where it cannot be shown, the work goes on.
             let _ = write!(std::io::stderr(), "\r{line:<width$}", width = self.wide);
             self.wide = self.wide.max(line.len());

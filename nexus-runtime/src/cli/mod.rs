@@ -186,7 +186,7 @@ pub fn run() -> ExitCode {
         Command::Build { dir } => crate::build::build(&dir).map(|_| ExitCode::SUCCESS).map_err(Failure::from),
         Command::New(args) => new::run(&args),
         Command::Child(args) => child::run(args),
-        Command::Admin(args) => on_client_runtime(admin::run(args, global.output)),
+        Command::Admin(args) => on_client_runtime(admin::run(args, global)),
         other => on_client_runtime(run_client(other, global)),
     };
     match done {

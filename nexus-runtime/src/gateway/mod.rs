@@ -1,5 +1,6 @@
 //! Everything over HTTP: events in, functions called, the control API, the metrics, the pages.
 
+mod backup;
 mod body;
 mod call;
 mod decode;
@@ -30,6 +31,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post, put};
 use http::{StatusCode, header};
+use nexus_log::embedded::admin::Running;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +58,8 @@ pub struct Gateway {
     pub requests: Semaphore,
     /// The names under which the API may be reached.
     pub hosts: Hosts,
+    /// The store, to be backed up; none where the log is in NATS.
+    pub store: Option<Running>,
 }
 
 impl Gateway {
@@ -82,6 +86,7 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/dlq", get(dlq::list))
         .route("/v1/dlq/retry", post(dlq::retry))
         .route("/v1/dlq/drop", post(dlq::drop))
+        .route("/v1/backup", get(backup::take))
         .route("/v1/traces/{trace_id}", get(traces::get))
         .route("/v1/logs", get(logs::follow))
         .route("/v1/kernel", get(kernel::get))

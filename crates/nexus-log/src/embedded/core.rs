@@ -127,6 +127,7 @@ pub(crate) fn again(error: &StorageError) -> StorageError {
         StorageError::Full { free_bytes, reserve_bytes } => {
             StorageError::Full { free_bytes: *free_bytes, reserve_bytes: *reserve_bytes }
         }
+        StorageError::Closed => StorageError::Closed,
         other => StorageError::Failed(other.to_string()),
     }
 }

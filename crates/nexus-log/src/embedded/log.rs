@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use super::codec::{self, Prepared};
 use super::request::{Answer, PreparedCommit, Request};
 use super::shared::Shared;
-use super::{read, retain};
+use super::{gets, read, retain};
 use crate::contract::{Commit, DeadLetter, EventQuery, Log, Members, Page, Progress, Receipt, Release, StorageError};
 
 /// The most events in one batch or commit.
@@ -120,7 +120,7 @@ impl Log for EmbeddedLog {
         if let Some(record) = tail {
             return Ok(Some(record));
         }
-        self.shared.read(move |shared, store| Ok(read::get(shared, store, seq)?.map(Arc::new))).await
+        gets::get(&self.shared, seq).await
     }
 
     async fn find(&self, id: &str, source: Option<&str>) -> Result<Vec<Record>, StorageError> {

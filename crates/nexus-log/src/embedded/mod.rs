@@ -17,6 +17,7 @@ pub(crate) mod artifacts;
 pub(crate) mod codec;
 pub(crate) mod core;
 pub(crate) mod directory;
+pub(crate) mod gets;
 pub(crate) mod journal;
 pub(crate) mod log;
 pub(crate) mod membership;

@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::EmbeddedConfig;
 use super::directory::Directory;
+use super::gets::Gets;
 use super::queue::Queue;
 use super::state::Blocks;
 use super::store::Store;
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) directory: Mutex<Option<Arc<Directory>>>,
     /// One backup at a time.
     pub(crate) backing_up: Arc<tokio::sync::Mutex<()>>,
+    /// Reads of single events.
+    pub(crate) gets: Gets,
     store: RwLock<Option<Arc<Store>>>,
     reads: Arc<Semaphore>,
 }
@@ -63,6 +66,7 @@ impl Shared {
             dropped_below: AtomicU64::new(1),
             directory: Mutex::new(Some(Arc::new(directory))),
             backing_up: Arc::default(),
+            gets: Gets::default(),
             store: RwLock::new(None),
             reads: Arc::new(Semaphore::new(READS_MAX)),
             config,

@@ -53,6 +53,12 @@ impl NewFile {
         Ok(new)
     }
 
+    /// All that was written up to now, to be read.
+    pub(super) fn written(&mut self) -> Result<&Path, AdminError> {
+        self.out.flush().map_err(doing("writing", &self.to))?;
+        Ok(&self.temporary)
+    }
+
     /// Makes it durable under its name.
     pub(super) fn finish(mut self) -> Result<(), AdminError> {
         self.out.flush().and_then(|()| self.out.get_ref().sync_all()).map_err(doing("writing", &self.to))?;

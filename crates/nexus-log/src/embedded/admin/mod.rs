@@ -17,6 +17,7 @@
 //! | `merged`          | events, each with what came of it, in the order of places         |
 //! | `backup`          | from a store into a file                                          |
 //! | `running`         | from a store that is open                                         |
+//! | `received`        | one that another process made                                     |
 //! | `restore`, `build`| from a file into a store                                          |
 //! | `check`           | the contradictions in a store                                     |
 //! | `watch`, `error`  | how far it is, and why it was not done                            |
@@ -30,6 +31,7 @@ mod format;
 mod merged;
 mod order;
 mod reader;
+mod received;
 mod restore;
 mod running;
 mod watch;
@@ -49,6 +51,7 @@ pub use backup::backup;
 pub use check::{Problem, Report, check};
 pub use error::AdminError;
 pub use file::Existing;
+pub use received::Received;
 pub use restore::{restore, verify};
 pub use running::Running;
 pub use watch::{Phase, Step, Watch};
