@@ -88,9 +88,9 @@ async fn a_server_that_runs_is_backed_up() {
         if n == 100 {
             before = n;
             let address = server.url().to_owned();
-            let file = file.clone();
+            let to = file.clone();
             let backup = tokio::task::spawn_blocking(move || {
-                Cli::at(&address).json(["admin", "backup", "--running", text(&file)])
+                Cli::at(&address).json(["admin", "backup", "--running", text(&to)])
             });
             for n in 300..350 {
                 server.send(event(&n.to_string(), json!({}))).await;

@@ -16,8 +16,9 @@ use crate::contract::StorageError;
 
 /// Memory for blocks that were read, over all keyspaces.
 const CACHE_BYTES: u64 = 64 << 20;
-/// The journal may grow to this before the slowest keyspace is made to write its share out.
-const JOURNAL_BYTES_MAX: u64 = 512 << 20;
+/// The journal may grow to this before the slowest keyspace is made to write its share out: a start reads all of it, some
+/// 150 MiB a second.
+const JOURNAL_BYTES_MAX: u64 = 192 << 20;
 /// Memtables of one keyspace that may wait to be written out; the library stops at 4.
 const SEALED_MAX: usize = 3;
 /// Runs of one keyspace that may wait to be merged; the library stops at 30.
