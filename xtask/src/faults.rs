@@ -1,9 +1,10 @@
 //! `cargo xtask faults`: the seeded tests of kills and damage, for one seed after the other.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::ci::nats_server;
@@ -30,7 +31,7 @@ const SEEDED: [Seeded; 5] = [
         package: "nexus-tests",
         target: "crash",
         tests: &["what_was_acknowledged_survives_every_kill"],
-        rounds: 4,
+        rounds: 3,
     },
     Seeded {
         package: "nexus-tests",
@@ -40,37 +41,51 @@ const SEEDED: [Seeded; 5] = [
     },
 ];
 
-/// Runs all of them for the seeds `first`, `first + 1`, …; stops at the first that fails, and says how to run it again.
+/// Runs all of them, at once, for the seeds `first`, `first + 1`, …; stops at the first that fails, and says how to run it again.
 pub fn run(first: u64, seeds: u64) -> Result<()> {
     must(&mut cargo(&["build", "-p", "nexus-runtime"]))?;
     let programs: Vec<_> = SEEDED.iter().map(|seeded| Ok((seeded, program(seeded)?))).collect::<Result<_>>()?;
     let nats = nats_server()?;
     let began = Instant::now();
     for seed in first..first + seeds {
-        for (seeded, program) in &programs {
-            let mut test = Command::new(program);
-            // Where cargo runs a package's tests.
-            test.current_dir(root().join(if seeded.package == "nexus-log" { "crates/nexus-log" } else { "tests" }));
-            test.arg("--exact").args(seeded.tests).env("RUST_BACKTRACE", "0").env("NEXUS_NATS_SERVER", &nats);
-            test.env("NEXUS_SEED", seed.to_string()).env("NEXUS_ROUNDS", seeded.rounds.to_string());
-            let done = test.stdin(Stdio::null()).output().with_context(|| program.clone())?;
-            let text = String::from_utf8_lossy(&done.stdout);
-            // A name that fits nothing would pass.
-            let all_ran = text.contains(&format!("test result: ok. {} passed", seeded.tests.len()));
-            if !done.status.success() || !all_ran {
-                print!("{text}{}", String::from_utf8_lossy(&done.stderr));
-                let Seeded { package, target, rounds, .. } = seeded;
-                bail!(
-                    "seed {seed} failed after {} good ones; again: \
-                     NEXUS_SEED={seed} NEXUS_ROUNDS={rounds} cargo xtask test -- -p {package} --test {target} -- --exact {}",
-                    seed - first,
-                    seeded.tests.join(" ")
-                );
-            }
+        let failed = std::thread::scope(|scope| {
+            let nats = &nats;
+            let run = |(seeded, program): &(&'static Seeded, String)| {
+                let (seeded, program) = (*seeded, program.clone());
+                scope.spawn(move || one(seeded, &program, seed, nats))
+            };
+            let running: Vec<_> = programs.iter().map(run).collect();
+            let ended = running.into_iter().map(|one| one.join().unwrap_or_else(|_| Err(anyhow!("a panic"))));
+            ended.filter_map(Result::err).next()
+        });
+        if let Some(error) = failed {
+            return Err(error.context(format!("seed {seed} failed after {} good ones", seed - first)));
         }
         println!("seed {seed}: good, {:.0} s", began.elapsed().as_secs_f64());
     }
     println!("{seeds} seeds in a row, {} tests each, {:.0} s", tests(), began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Runs the tests of one program with one seed.
+fn one(seeded: &Seeded, program: &str, seed: u64, nats: &Path) -> Result<()> {
+    let Seeded { package, target, tests, rounds } = seeded;
+    let mut test = Command::new(program);
+    // Where cargo runs a package's tests.
+    test.current_dir(root().join(if *package == "nexus-log" { "crates/nexus-log" } else { "tests" }));
+    test.arg("--exact").args(*tests).env("RUST_BACKTRACE", "0").env("NEXUS_NATS_SERVER", nats);
+    test.env("NEXUS_SEED", seed.to_string()).env("NEXUS_ROUNDS", rounds.to_string());
+    let done = test.stdin(Stdio::null()).output().with_context(|| program.to_owned())?;
+    let text = String::from_utf8_lossy(&done.stdout);
+    // A name that fits nothing would pass.
+    let all_ran = text.contains(&format!("test result: ok. {} passed", tests.len()));
+    if !done.status.success() || !all_ran {
+        print!("{text}{}", String::from_utf8_lossy(&done.stderr));
+        bail!(
+            "again: NEXUS_SEED={seed} NEXUS_ROUNDS={rounds} cargo xtask test -- -p {package} --test {target} -- --exact {}",
+            tests.join(" ")
+        );
+    }
     Ok(())
 }
 
