@@ -26,7 +26,7 @@ const SEEDED: [Seeded; 5] = [
         rounds: 4,
     },
     Seeded { package: "nexus-log", target: "copies", tests: &["copies_are_the_same_whoever_wrote_what"], rounds: 4 },
-    Seeded { package: "nexus-log", target: "admin", tests: &["damage::every_damage_is_named"], rounds: 1 },
+    Seeded { package: "nexus-log", target: "admin", tests: &["damage::every_damage_is_named"], rounds: 6 },
     Seeded {
         package: "nexus-tests",
         target: "crash",
