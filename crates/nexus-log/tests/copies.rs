@@ -302,3 +302,39 @@ async fn a_server_that_stands_still_or_is_killed_costs_nothing_that_was_acknowle
     }
     fresh.close().await.expect("close");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_room_refuses_and_goes_on_when_there_is_some() {
+    let mut server = NatsServer::with_room("1MB");
+    let folder = tempfile::tempdir().expect("a folder");
+    let opened = open(config(&server, &folder.path().join("a"))).await.expect("open");
+    let log = opened.storage().log;
+    let settings = Settings::default();
+    let large = |n: u64| {
+        let mut one = numbered(&settings, n);
+        one.event.data = Some(nexus_core::event::Data::Binary(vec![n as u8; 30_000].into()));
+        one
+    };
+    let mut acknowledged = 0;
+    let refused = loop {
+        match log.append(vec![large(acknowledged)]).await {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 100, "more than there is room for");
+    };
+    assert!(refused.is_retryable() && refused.to_string().contains("resources"), "{refused}");
+    server.kill_and_start_with("max_file: 1MB", "max_file: 8MB");
+    loop {
+        match log.append(vec![large(acknowledged)]).await {
+            Ok(_) => break,
+            Err(error) => assert!(error.is_retryable(), "{error}"),
+        }
+    }
+    opened.close().await.expect("close");
+    let fresh = open(config(&server, &folder.path().join("b"))).await.expect("a copy made anew");
+    for n in 0..=acknowledged {
+        assert_eq!(fresh.storage().log.find(&n.to_string(), None).await.expect("find").len(), 1, "{n}");
+    }
+    fresh.close().await.expect("close");
+}

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::Context;
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, Context, ErrorCode};
 use bytes::Bytes;
 use nexus_core::threads;
 use tokio::runtime::Handle;
@@ -159,6 +159,14 @@ impl Sender {
     }
 }
 
+/// Whether the server has no room for it: waiting would only keep those waiting who could be told.
+fn is_full(error: &PublishError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+    source.is_some_and(|error| {
+        matches!(error.error_code(), ErrorCode::INSUFFICIENT_RESOURCES | ErrorCode::STORAGE_RESOURCES_EXCEEDED)
+    })
+}
+
 /// Publishes until the server says that it has the message.
 async fn publish(jetstream: &Context, stream: &str, subject: &str, id: GroupId, message: Bytes) -> Result<(), String> {
     let began = Instant::now();
@@ -176,7 +184,7 @@ async fn publish(jetstream: &Context, stream: &str, subject: &str, id: GroupId, 
                 | PublishErrorKind::WrongLastMessageId
                 | PublishErrorKind::WrongLastSequence
         );
-        if !again || began.elapsed() > PATIENCE {
+        if !again || is_full(&error) || began.elapsed() > PATIENCE {
             return Err(format!("NATS did not confirm that it has it: {error}"));
         }
         tracing::warn!(%error, group = id, "a group of writes is sent to NATS again");

@@ -27,10 +27,15 @@ pub fn program() -> PathBuf {
 impl NatsServer {
     /// Starts one whose acknowledgement means: on disk.
     pub fn start() -> Self {
+        Self::with_room("8GB")
+    }
+
+    /// The same with so much room for streams.
+    pub fn with_room(max_file: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = format!(
             "listen: 127.0.0.1:-1\nports_file_dir: {0:?}\nmax_payload: 8MB\n\
-             jetstream {{ store_dir: {0:?}, sync_interval: always, max_mem: 64MB, max_file: 8GB }}\n",
+             jetstream {{ store_dir: {0:?}, sync_interval: always, max_mem: 64MB, max_file: {max_file} }}\n",
             folder.path()
         );
         std::fs::write(folder.path().join("nats.conf"), config).expect("a file");
@@ -71,11 +76,17 @@ impl NatsServer {
     /// Kills it, and starts it again at the same port with the same data.
     #[allow(dead_code, reason = "not every test program does")]
     pub fn kill_and_start(&mut self) {
+        self.kill_and_start_with("", "");
+    }
+
+    /// The same, after a change of its configuration.
+    #[allow(dead_code, reason = "not every test program does")]
+    pub fn kill_and_start_with(&mut self, old: &str, new: &str) {
         self.child.kill().expect("a child");
         self.child.wait().expect("a child");
         let path = self.folder.path().join("nats.conf");
         let config = std::fs::read_to_string(&path).expect("a file");
-        std::fs::write(&path, config.replace(":-1", &format!(":{}", self.port))).expect("a file");
+        std::fs::write(&path, config.replace(":-1", &format!(":{}", self.port)).replacen(old, new, 1)).expect("a file");
         self.child = Self::spawn(self.folder.path());
         self.port = self.listens();
     }
