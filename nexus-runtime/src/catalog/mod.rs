@@ -128,13 +128,15 @@ impl Catalog {
         let old = self.view();
         let mut entries = BTreeMap::new();
         for (key, value, revision) in self.storage.registry.list(PREFIX).await? {
+            // Of ten thousand functions one has changed: the others are not parsed again.
+            let named = key.strip_prefix(PREFIX).and_then(|name| name.parse::<FunctionName>().ok());
+            if let Some(same) = named.and_then(|name| old.get(&name)).filter(|entry| entry.revision == revision) {
+                entries.insert(same.function.name.clone(), same.clone());
+                continue;
+            }
             let function: Function = serde_json::from_slice(&value)
                 .map_err(|e| StorageError::Damaged(format!("registry entry {key}: {e}")))?;
             let name = function.name.clone();
-            if let Some(same) = old.get(&name).filter(|entry| entry.revision == revision) {
-                entries.insert(name, same.clone());
-                continue;
-            }
             let config = Arc::new(function.config.clone());
             let concurrency = config.limits.concurrency as usize;
             let (permits, calls) = match old.get(&name) {
