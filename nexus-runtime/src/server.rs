@@ -108,6 +108,7 @@ impl Server {
             requests: Semaphore::new(config.limits.requests_max),
             hosts: Hosts::new(config.hosts_allowed.clone()),
             store: storage.running(),
+            backups: Arc::new(Semaphore::new(1)),
         });
         tasks.spawn(accept(listener, gateway, config.clone(), stop.clone()));
         let (mode, reason) = kernel.mode();

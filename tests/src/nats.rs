@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::server::program;
@@ -217,9 +218,13 @@ struct Hosts {
 
 impl Hosts {
     fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
         let me = std::process::id();
+        Self::remove_left_over();
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let names = (0..3).map(|n| format!("nexus-{me}-{count}-{n}")).collect();
         // Made first, so that what is there goes also when something fails.
-        let hosts = Self { names: (0..3).map(|n| format!("nexus-{me}-{n}")).collect(), net: 64 + me % 160 };
+        let hosts = Self { names, net: 64 + (me + count) % 160 };
         let net = hosts.net;
         for (n, host) in hosts.names.iter().enumerate() {
             ip(&format!("netns add {host}"));
@@ -239,6 +244,19 @@ impl Hosts {
             }
         }
         hosts
+    }
+
+    /// What a test program that was killed has left.
+    fn remove_left_over() {
+        let listed = Command::new("ip").args(["netns", "list"]).output().expect("`ip`, of the package iproute2");
+        for line in String::from_utf8_lossy(&listed.stdout).lines() {
+            let name = line.split(' ').next().unwrap_or_default();
+            let owner = name.strip_prefix("nexus-").and_then(|rest| rest.split('-').next());
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                // Another program may be as fast.
+                let _ = Command::new("ip").args(["netns", "delete", name]).status();
+            }
+        }
     }
 
     /// Where this namespace reaches a host.

@@ -1,9 +1,11 @@
 //! Backup, restore and check, as somebody does them who moves a server to another disk.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use nexus_tests::{Cli, Server};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 fn event(id: &str, data: Value) -> Value {
@@ -111,11 +113,60 @@ async fn a_server_that_runs_is_backed_up() {
         let restored = server.settled(&n.to_string(), "done").await;
         assert_eq!(restored["invocations"].as_array().map(Vec::len), Some(1), "{restored:#}");
     }
-    // Nothing is left of one that breaks off: here there is no server.
+    // Nothing is left of one that cannot be made: here there is no server.
     let gone = cli().run(["admin", "backup", "--running", text(&folder.path().join("two.backup"))]);
     assert_eq!(gone.status.code(), Some(5), "{gone:?}");
     let left: Vec<_> = fs::read_dir(folder.path()).expect("a folder").map(|e| e.expect("entry").file_name()).collect();
     assert_eq!(left.len(), 3, "{left:?}");
+}
+
+/// Twenty megabytes.
+async fn filled(server: &Server) {
+    for n in 0..40 {
+        server.send(event(&n.to_string(), json!("x".repeat(500_000)))).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_backup_that_breaks_off() {
+    let server = Server::start();
+    filled(&server).await;
+    // A link that breaks in the middle.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let to = server.url().strip_prefix("http://").expect("http").to_owned();
+    let link = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a client");
+        let mut upstream = std::net::TcpStream::connect(to).expect("the server");
+        let mut request = [0; 4096];
+        let length = client.read(&mut request).expect("a request");
+        upstream.write_all(&request[..length]).expect("sent on");
+        std::io::copy(&mut upstream.take(2 << 20), &mut client).expect("a part of the answer");
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("cut.backup");
+    let cut = Cli::at(&format!("http://{address}"));
+    let cut = tokio::task::spawn_blocking(move || cut.run(["admin", "backup", "--running", text(&file)])).await;
+    let cut = cut.expect("a run");
+    let line = String::from_utf8_lossy(&cut.stderr).into_owned();
+    assert!(cut.status.code() == Some(1) && line.contains("broke off"), "{line}");
+    link.join().expect("the link");
+    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_backup_keeps_nobody_from_anything() {
+    let server = Server::start();
+    filled(&server).await;
+    let address = server.url().strip_prefix("http://").expect("http").to_owned();
+    let mut client = std::net::TcpStream::connect(&address).expect("the server");
+    client.write_all(format!("GET /v1/backup HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes()).expect("sent");
+    client.read_exact(&mut [0; 100]).expect("the answer's beginning");
+    let (status, problem) = server.answer(server.request(Method::GET, "/v1/backup")).await;
+    assert_eq!(status, 429, "one at a time: {problem}");
+    server.send(event("meanwhile", json!(1))).await;
+    let ended = tokio::task::spawn_blocking(move || server.stop());
+    assert_eq!(ended.await.expect("it ends"), Some(0));
 }
 
 #[tokio::test]

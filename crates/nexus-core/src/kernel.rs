@@ -32,7 +32,7 @@ impl KernelMode {
 }
 
 /// What one system call cost, added up. The log keeps its fields by their order: a new one comes last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SyscallStats {
     /// Calls that returned.
     pub count: u64,
@@ -43,10 +43,10 @@ pub struct SyscallStats {
     /// The longest of them.
     pub max_ns: u64,
     /// Of the total: time blocked. Absent where scheduling was not watched.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub off_cpu_ns: Option<u64>,
     /// Of the total: time ready to run, and waiting for a CPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub run_queue_ns: Option<u64>,
 }
 

@@ -256,7 +256,7 @@ pub struct Outcome {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub logs_dropped: u64,
     /// The kernel's account; without the names of its numbers where it is kept, or they would be most of a record.
-    #[serde(serialize_with = "crate::kernel::unnamed::serialize")]
+    #[serde(with = "crate::kernel::unnamed")]
     pub kernel: KernelAccount,
     /// System calls over the threshold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

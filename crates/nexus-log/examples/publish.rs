@@ -42,8 +42,8 @@ async fn main() -> anyhow::Result<()> {
                     }
                     for acknowledgement in acknowledged {
                         acknowledgement.await?;
+                        published.fetch_add(1, Ordering::Relaxed);
                     }
-                    published.fetch_add(batch, Ordering::Relaxed);
                 }
                 anyhow::Ok(())
             })

@@ -4,13 +4,12 @@ use std::io::{IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Subcommand};
 use nexus_log::embedded::admin::{self, AdminError, Existing, Received, Report, Step, Summary};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, print_json};
 use super::style::say;
@@ -104,7 +103,7 @@ pub async fn run(args: AdminArgs, global: Global) -> Done {
         Command::Backup { running: true, .. } => Some((Client::new(&global)?, tokio::runtime::Handle::current())),
         _ => None,
     };
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = CancellationToken::new();
     let mut progress = Progress { stop: stop.clone(), shown: std::io::stderr().is_terminal(), wide: 0 };
     let mut work = tokio::task::spawn_blocking(move || {
         let done = match (&args.command, running) {
@@ -120,7 +119,7 @@ pub async fn run(args: AdminArgs, global: Global) -> Done {
         done = &mut work => done,
         signal = tokio::signal::ctrl_c() => {
             signal?;
-            stop.store(true, Ordering::Relaxed);
+            stop.cancel();
             work.await
         }
     };
@@ -157,16 +156,28 @@ fn receive(
     progress: &mut Progress,
 ) -> Result<Outcome, Failure> {
     let mut received = Received::begin(file, existing).map_err(failure)?;
-    let mut answer = handle.block_on(client.send(client.request(Method::GET, "/v1/backup")))?;
+    let stop = progress.stop.clone();
+    let stopped = || failure(AdminError::Stopped);
+    let mut answer = handle.block_on(async {
+        tokio::select! {
+            () = stop.cancelled() => Err(stopped()),
+            answer = client.send(client.request(Method::GET, "/v1/backup")) => answer,
+        }
+    })?;
     let mut bytes = 0;
-    while let Some(chunk) = handle
-        .block_on(answer.chunk())
-        .map_err(|e| Failure::failed(format!("the backup broke off after {bytes} bytes: {e}; nothing was kept")))?
-    {
+    loop {
+        let chunk = handle.block_on(async {
+            tokio::select! {
+                () = stop.cancelled() => None,
+                chunk = answer.chunk() => Some(chunk),
+            }
+        });
+        let broke_off = |e| Failure::failed(format!("the backup broke off after {bytes} bytes: {e}; nothing was kept"));
+        let Some(chunk) = chunk.ok_or_else(stopped)?.map_err(broke_off)? else { break };
         received.write_all(&chunk).map_err(|e| Failure::failed(format!("writing {}: {e}", file.display())))?;
         bytes += chunk.len();
         if progress.show(&format!("received: {bytes} bytes")).is_break() {
-            return Err(failure(AdminError::Stopped));
+            return Err(stopped());
         }
     }
     let summary = received.finish(&mut |step| progress.step(step)).map_err(failure)?;
@@ -227,7 +238,7 @@ fn print_report(report: &Report, output: Output) -> Done {
 
 /// A line on a terminal that says how far it is.
 struct Progress {
-    stop: Arc<AtomicBool>,
+    stop: CancellationToken,
     shown: bool,
     wide: usize,
 }
@@ -238,7 +249,7 @@ impl Progress {
     }
 
     fn show(&mut self, line: &str) -> ControlFlow<()> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.stop.is_cancelled() {
             return ControlFlow::Break(());
         }
         if self.shown {

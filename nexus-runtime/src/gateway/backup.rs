@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -9,8 +10,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{StatusCode, header};
 use nexus_log::StorageError;
-use nexus_log::embedded::admin::AdminError;
+use nexus_log::embedded::admin::{AdminError, Running};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::problem::Problem;
@@ -19,6 +22,10 @@ use super::problem::Problem;
 const CHUNK_BYTES: usize = 256 << 10;
 /// Chunks that wait for a slow client.
 const CHUNKS_MAX: usize = 4;
+/// How long a client may take none: what is backed up is kept from retention, and from being closed.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks whether it takes one.
+const PAUSE: Duration = Duration::from_millis(2);
 
 type Chunk = Result<Bytes, io::Error>;
 
@@ -31,19 +38,24 @@ pub async fn take(State(gateway): State<Shared>) -> Result<Response, Problem> {
             "this server's log is in NATS: back up the NATS cluster, as with `nats stream backup`",
         ));
     };
+    let Ok(alone) = gateway.backups.clone().try_acquire_owned() else {
+        let busy = "a backup is being made already";
+        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", busy).retry_after(10));
+    };
     let (sender, mut receiver) = mpsc::channel(CHUNKS_MAX);
     let stop = gateway.stop.clone();
-    let writer = Chunks { chunk: Vec::with_capacity(CHUNK_BYTES), sender: sender.clone() };
+    let chunk = Vec::with_capacity(CHUNK_BYTES);
+    let writer = Chunks { chunk, sender: sender.clone(), store: store.clone(), stop: stop.clone() };
     let (began, begun) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
+        let _alone = alone;
         let stopping = move |_| if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let written = match store.backup(writer, stopping).await {
             Ok((mut writer, _)) => tokio::task::spawn_blocking(move || writer.flush()).await.map_err(io::Error::other),
             Err(error) => {
+                tracing::warn!(%error, "a backup was not finished");
                 // Nobody waits for it where a part has gone out.
-                if let Err(error) = began.send(error) {
-                    tracing::warn!(%error, "a backup was not finished");
-                }
+                let _ = began.send(error);
                 Ok(Err(io::ErrorKind::BrokenPipe.into()))
             }
         };
@@ -83,6 +95,8 @@ fn refused(error: Option<AdminError>) -> Problem {
 struct Chunks {
     chunk: Vec<u8>,
     sender: mpsc::Sender<Chunk>,
+    store: Running,
+    stop: CancellationToken,
 }
 
 impl Write for Chunks {
@@ -98,8 +112,19 @@ impl Write for Chunks {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        let chunk = std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK_BYTES));
-        // The client has gone away.
-        self.sender.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        let mut chunk = Ok(std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK_BYTES)).into());
+        let began = Instant::now();
+        loop {
+            chunk = match self.sender.try_send(chunk) {
+                Ok(()) => return Ok(()),
+                // The client has gone away.
+                Err(TrySendError::Closed(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(TrySendError::Full(chunk)) => chunk,
+            };
+            if self.stop.is_cancelled() || !self.store.is_open() || began.elapsed() > CLIENT_PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not take it"));
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 }

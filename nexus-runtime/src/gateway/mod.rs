@@ -60,6 +60,8 @@ pub struct Gateway {
     pub hosts: Hosts,
     /// The store, to be backed up; none where the log is in NATS.
     pub store: Option<Running>,
+    /// One permit: for the backup that is being made.
+    pub backups: Arc<Semaphore>,
 }
 
 impl Gateway {

@@ -57,6 +57,9 @@ request = function()
 end
 "#;
 
+/// What stands for a prefix that no id had before.
+const PREFIX: &str = "@PREFIX@";
+
 const BODY: &str = r#"{"order_id":"o-1","items":[{"sku":"a","quantity":2}],"note":"a payload of an ordinary size, some hundred bytes"}"#;
 
 impl Wrk {
@@ -87,7 +90,6 @@ impl Wrk {
 
     /// Events, one or a batch a request.
     pub fn post_events(&self, url: &str, batch: u32) -> Result<Measured> {
-        let prefix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
         let headers = if batch == 1 {
             "wrk.headers[\"ce-specversion\"]=\"1.0\"\nwrk.headers[\"ce-source\"]=\"/bench\"\nwrk.headers[\"ce-type\"]=\"bench\"\n\
              wrk.headers[\"content-type\"]=\"application/json\"\n"
@@ -95,7 +97,7 @@ impl Wrk {
             "wrk.headers[\"content-type\"]=\"application/cloudevents-batch+json\"\n"
         };
         let script = format!(
-            "local BATCH = {batch}\nlocal PREFIX = '{prefix}-'\nlocal BODY = '{BODY}'\n{headers}{EVENTS}{REPORT}"
+            "local BATCH = {batch}\nlocal PREFIX = '{PREFIX}-'\nlocal BODY = '{BODY}'\n{headers}{EVENTS}{REPORT}"
         );
         self.run(&format!("{url}/v1/events"), &script)
     }
@@ -108,7 +110,9 @@ impl Wrk {
 
     fn load(&self, url: &str, script: &str, seconds: u32) -> Result<String> {
         let path = root().join("target/bench/wrk.lua");
-        std::fs::write(&path, script)?;
+        // Ids that were sent before would be duplicates, which cost the log nothing.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros().to_string();
+        std::fs::write(&path, script.replace(PREFIX, &now))?;
         let mut wrk = Command::new(&self.program);
         wrk.args(["-t1", &format!("-c{}", super::CONNECTIONS), &format!("-d{seconds}s"), "-s"]).arg(&path).arg(url);
         output(&mut wrk)

@@ -1,10 +1,60 @@
-//! An account as arrays of its fields, in their order: a quarter of its size as objects. What derives `Deserialize` is read from
-//! either, so logs of both kinds are read.
+//! An account as arrays of its fields, in their order: a quarter of its size as objects. It is read from either, so logs of
+//! both kinds are read; what a later release has behind the last field is passed over, as unknown members of an object are.
 
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, SerializeTuple};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{KernelAccount, KernelMode, PageFaults, SyscallStats, Syscalls};
+
+/// Reads a struct from an object, or from an array that may be longer than it is.
+pub(crate) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    struct Either<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object or an array")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
+            let read = T::deserialize(SeqAccessDeserializer::new(&mut seq))?;
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(read)
+        }
+    }
+
+    from.deserialize_any(Either(PhantomData))
+}
+
+/// The same for one system call's numbers, within the account.
+#[derive(Deserialize)]
+struct Stats {
+    count: u64,
+    errors: u64,
+    total_ns: u64,
+    max_ns: u64,
+    #[serde(default)]
+    off_cpu_ns: Option<u64>,
+    #[serde(default)]
+    run_queue_ns: Option<u64>,
+}
+
+impl<'de> Deserialize<'de> for SyscallStats {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let Stats { count, errors, total_ns, max_ns, off_cpu_ns, run_queue_ns } = deserialize(from)?;
+        Ok(Self { count, errors, total_ns, max_ns, off_cpu_ns, run_queue_ns })
+    }
+}
 
 /// For `serialize_with`.
 pub(crate) fn serialize<S: Serializer>(account: &KernelAccount, to: S) -> Result<S::Ok, S::Error> {
@@ -86,7 +136,7 @@ mod tests {
 
     #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
     struct Kept {
-        #[serde(serialize_with = "super::serialize")]
+        #[serde(with = "super")]
         kernel: KernelAccount,
     }
 
@@ -107,8 +157,8 @@ mod tests {
             run_queue_ns: Some(4),
             off_cpu_ns: Some(5),
             page_fault_off_cpu_ns: Some(6),
-            io_wait_ns: None,
-            io_waits: None,
+            io_wait_ns: Some(7),
+            io_waits: Some(8),
             waiting_ns: Some(9),
             residual_ns: Some(-10),
             page_faults: Some(PageFaults { minor: 11, major: 12 }),
@@ -141,7 +191,16 @@ mod tests {
             r#"{"kernel":["full","page faults: no",true,0,{"read":[7,1,20,10,3,null],"write":[8,1,20,10,3,null]},"#
                 .to_owned()
                 + r#"{"wasi:io/streams.[method]input-stream.read":{"read":[7,1,20,10,3,null],"write":[8,1,20,10,3,null]}},"#
-                + r#"1,2,3,4,5,6,null,null,9,-10,[11,12],13,14]}"#
+                + r#"1,2,3,4,5,6,7,8,9,-10,[11,12],13,14]}"#
         );
+    }
+
+    #[test]
+    fn what_a_later_release_adds_is_passed_over() {
+        let later = r#"{"kernel":["counts",null,true,0,{"read":[7,1,20,10,null,null,"new"]},{},null,null,null,null,null,null,null,
+            null,null,null,[1,2],3,4,{"new":[1]},5]}"#;
+        let kept: Kept = serde_json::from_str(later).expect("an account");
+        assert_eq!((kept.kernel.mode, kept.kernel.migrations), (KernelMode::Counts, Some(4)));
+        assert_eq!(kept.kernel.syscalls.map(|calls| calls["read"].count), Some(7));
     }
 }

@@ -159,11 +159,16 @@ impl Sender {
     }
 }
 
-/// Whether the server has no room for it: waiting would only keep those waiting who could be told.
+/// Whether the server, or this account of it, has no room for it: waiting would only keep those waiting who could be told.
 fn is_full(error: &PublishError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
     source.is_some_and(|error| {
-        matches!(error.error_code(), ErrorCode::INSUFFICIENT_RESOURCES | ErrorCode::STORAGE_RESOURCES_EXCEEDED)
+        matches!(
+            error.error_code(),
+            ErrorCode::INSUFFICIENT_RESOURCES
+                | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+                | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+        )
     })
 }
 

@@ -38,6 +38,11 @@ impl Drop for Waits {
 }
 
 impl Running {
+    /// Whether the store is open: not closed, and not about to be opened again after a failed write.
+    pub fn is_open(&self) -> bool {
+        self.0.store().is_ok()
+    }
+
     /// Writes everything as it is at one moment, whatever is appended, committed or removed meanwhile: events up to a
     /// head without a gap above what retention took, and of each all that had come of it. Nobody waits for it but who
     /// asked.
