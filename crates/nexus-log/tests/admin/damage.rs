@@ -133,6 +133,11 @@ async fn every_damage_is_named() {
             // What retention took is still in its files, out of sight.
             entries.retain(|(key, _)| key[..8] >= 700_u64.to_be_bytes()[..]);
         }
+        if (*prefix, change.is_none()) == (b"p", true) {
+            // A dead letter that is tried again: without its entry it is as one that was dropped, which is no damage.
+            let seq = |key: &[u8]| u64::from_be_bytes(key[1..9].try_into().expect("eight bytes"));
+            entries.retain(|(key, _)| seq(key) % 120 != 40);
+        }
         // The first block is that of the floor, which may count more.
         let (key, value) = &entries[random.random_range(entries.len().min(3) - 1..entries.len())];
         let changed = change.map(|change| {
