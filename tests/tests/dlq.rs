@@ -39,8 +39,9 @@ async fn what_is_given_up_is_listed_tried_again_and_dropped() {
         server.send(event(id, "work", fails())).await;
     }
     for id in ["e1", "e2", "e3"] {
-        let dead = server.settled(id, "dead").await;
-        assert_eq!(dead["invocations"].as_array().map(Vec::len), Some(4), "{dead:#}");
+        // Given up by one function it is dead already; the other may still be at it.
+        let all = |e: &Value| e["status"] == "dead" && e["invocations"].as_array().map(Vec::len) == Some(4);
+        server.event_until(id, all).await;
     }
     let all = dead_letters(&server, "").await;
     assert_eq!(all.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["e3", "e3", "e2", "e2", "e1", "e1"]);
