@@ -444,7 +444,9 @@ pub fn expired(record: &Record, trigger: Option<&Trigger>, now: jiff::Timestamp)
         return Some(format!("expired at {expiry}, which it says itself (`expirytime`)"));
     }
     let max_s = trigger?.max_age_s?;
-    let age_s = now.duration_since(record.entry.received_at).as_secs();
+    // What was to come later is not old when its time has come.
+    let born = event.not_before().map_or(record.entry.received_at, |at| at.max(record.entry.received_at));
+    let age_s = now.duration_since(born).as_secs();
     (age_s >= i64::try_from(max_s).unwrap_or(i64::MAX)).then(|| {
         format!("expired: it is {age_s} s old, and its trigger takes none of {max_s} s or older (`max_age_s`)")
     })

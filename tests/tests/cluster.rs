@@ -5,6 +5,7 @@ mod delivery;
 mod drain;
 mod events;
 mod functions;
+mod later;
 mod listing;
 mod replay;
 mod restart;

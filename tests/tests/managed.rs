@@ -6,6 +6,7 @@ mod delivery;
 mod drain;
 mod events;
 mod functions;
+mod later;
 mod listing;
 mod replay;
 mod restart;

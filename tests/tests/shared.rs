@@ -151,6 +151,28 @@ async fn restarting_one_after_the_other_loses_nothing_and_does_nothing_twice() {
 }
 
 #[tokio::test]
+async fn what_is_for_later_is_delivered_by_another_when_its_runtime_is_gone() {
+    let shared = Shared::at(cluster());
+    let (first, second) = (shared.start("a"), shared.start("b"));
+    first.deploy("worker", "probe", on_work()).await;
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(6);
+    let mut ids = BTreeSet::new();
+    for n in 0..40 {
+        let id = format!("e{n}");
+        let mut event = event(&id, json!({}));
+        event["nexusnotbefore"] = json!(later.to_string());
+        first.send(event).await;
+        ids.insert(id);
+    }
+    for id in &ids {
+        assert_eq!(second.event_until(id, |_| true).await["status"], "pending");
+    }
+    first.kill();
+    done_once(&second, &ids).await;
+    assert!(jiff::Timestamp::now() >= later);
+}
+
+#[tokio::test]
 async fn schedules_tick_once_for_all_and_go_on_when_one_goes() {
     let shared = Shared::at(cluster());
     let (first, second) = (shared.start("a"), shared.start("b"));

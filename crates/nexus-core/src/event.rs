@@ -16,6 +16,8 @@ use serde_json::value::RawValue;
 
 /// The longest attribute value that is taken, in bytes. The standard asks for no bound; a log does.
 pub const ATTRIBUTE_BYTES_MAX: usize = 4096;
+/// The extension attribute with the time before which an event is not delivered: RFC 3339, text.
+pub const NOT_BEFORE: &str = "nexusnotbefore";
 /// The most extension attributes an event may have.
 pub const EXTENSIONS_MAX: usize = 64;
 
@@ -226,6 +228,11 @@ impl Event {
         }
     }
 
+    /// The time before which the event is not to be delivered, by its extension [`NOT_BEFORE`].
+    pub fn not_before(&self) -> Option<jiff::Timestamp> {
+        self.extension_str(NOT_BEFORE)?.parse().ok()
+    }
+
     /// Sets an attribute by its name from text, as in a `ce-…` header; extension values stay text.
     pub fn set_attribute(&mut self, name: &str, value: &str) -> Result<(), InvalidEvent> {
         let value = value.to_owned();
@@ -271,6 +278,9 @@ impl Event {
             && time.parse::<jiff::Timestamp>().is_err()
         {
             return Err(attribute("time", "is not an RFC 3339 time"));
+        }
+        if self.extensions.contains_key(NOT_BEFORE) && self.not_before().is_none() {
+            return Err(attribute(NOT_BEFORE, "is not an RFC 3339 time"));
         }
         for (name, value) in [("subject", &self.subject), ("dataschema", &self.dataschema)] {
             if value.as_ref().is_some_and(String::is_empty) {

@@ -110,14 +110,14 @@ pub struct Commit {
     pub emitted: Vec<NewRecord>,
 }
 
-/// A delivery that failed and waits to be tried again.
+/// A delivery that waits: it failed and is tried again, or its event is not to be delivered before a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parked {
     /// The event.
     pub seq: Seq,
     /// The function.
     pub function: FunctionName,
-    /// The attempt that failed last.
+    /// The attempt that failed last; 0: there was none.
     pub attempt: u32,
     /// Not before this time.
     pub at: Timestamp,
@@ -243,6 +243,10 @@ pub trait Log: Send + Sync + 'static {
     /// not appended, as in [`Log::append`]. The receipts are of the emitted events. A second commit of the same
     /// invocation, after an answer that was lost, adds no second outcome.
     async fn commit(&self, commit: Commit) -> Result<Vec<Receipt>, StorageError>;
+
+    /// Parks deliveries that have had no attempt yet (`attempt` is 0), each until its time; returns when it is durable. One that
+    /// is parked, or that an outcome tells of, is left as it is.
+    async fn park(&self, parked: Vec<Parked>) -> Result<(), StorageError>;
 
     /// Remembers that every event before `below` that is this runtime's own is delivered or parked; what is its own is known by
     /// the epoch of [`Members`]. Need not be durable at return: after a crash an older mark only makes more be looked at again.

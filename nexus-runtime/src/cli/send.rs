@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use bytes::Bytes;
 use clap::Args;
 use http::StatusCode;
-use nexus_core::event::{Data, Event, percent_encode};
+use nexus_core::event::{Data, Event, NOT_BEFORE, percent_encode};
 use nexus_core::ids::FunctionName;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -40,6 +40,20 @@ pub struct SendArgs {
     /// The payload's media type; by the file's name without it
     #[arg(long)]
     content_type: Option<String>,
+    /// Take it now, and deliver it no sooner than at this time, such as 2027-01-31T09:00:00+01:00
+    #[arg(long, value_name = "TIME")]
+    at: Option<jiff::Timestamp>,
+    /// Take it now, and deliver it this much later, such as 90s, 15m or 2d
+    #[arg(long = "in", value_name = "TIME SPAN", conflicts_with = "at", value_parser = later)]
+    later: Option<jiff::SignedDuration>,
+}
+
+/// A time span that is not negative. A day has 24 hours.
+fn later(text: &str) -> Result<jiff::SignedDuration, String> {
+    let span: jiff::Span = text.parse().map_err(|_| "it must be a time span such as 90s, 15m or 2d".to_owned())?;
+    let days = jiff::SpanRelativeTo::days_are_24_hours();
+    let span = span.to_duration(days).map_err(|e| e.to_string())?;
+    if span.is_negative() { Err("it must not be negative".to_owned()) } else { Ok(span) }
 }
 
 /// Arguments of `nexus invoke`.
@@ -98,6 +112,13 @@ pub async fn send(args: SendArgs, client: &Client) -> Done {
     let mut event = Event::new(id, args.source, args.ty);
     event.subject = args.subject;
     event.time = Some(jiff::Timestamp::now().to_string());
+    let at = match args.later {
+        Some(later) => Some(jiff::Timestamp::now().checked_add(later).map_err(|e| Failure::usage(e.to_string()))?),
+        None => args.at,
+    };
+    if let Some(at) = at {
+        event.set_attribute(NOT_BEFORE, &at.to_string()).map_err(|e| Failure::usage(e.to_string()))?;
+    }
     let mut request = client.request(Method::POST, "/v1/events");
     if let Some((bytes, content_type)) = payload(args.data, args.file, args.content_type)? {
         event.data =
@@ -106,7 +127,7 @@ pub async fn send(args: SendArgs, client: &Client) -> Done {
         event.datacontenttype = Some(content_type);
     }
     event.validate().map_err(|e| Failure::usage(e.to_string()))?;
-    for name in ["specversion", "id", "source", "type", "subject", "time"] {
+    for name in ["specversion", "id", "source", "type", "subject", "time", NOT_BEFORE] {
         if let Some(value) = event.attribute(name) {
             request = request.header(format!("ce-{name}"), percent_encode(&value));
         }
@@ -117,7 +138,8 @@ pub async fn send(args: SendArgs, client: &Client) -> Done {
         Output::Text => {
             let receipt = &answer["events"][0];
             let duplicate = if receipt["duplicate"] == true { "  (duplicate of one that is in the log)" } else { "" };
-            say!("event {}  trace {}{duplicate}", event.id, receipt["trace_id"].as_str().unwrap_or("unknown"));
+            let later = at.map(|at| format!("  (for {at})")).unwrap_or_default();
+            say!("event {}  trace {}{later}{duplicate}", event.id, receipt["trace_id"].as_str().unwrap_or("unknown"));
         }
     }
     Ok(ExitCode::SUCCESS)

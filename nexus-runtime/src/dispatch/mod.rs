@@ -35,6 +35,8 @@ pub use claims::Claim;
 const READ_MAX: usize = 512;
 /// What a delivery in flight counts at least, in KiB: its tasks and its instance's state.
 const DELIVERY_KIB: usize = 16;
+/// Deliveries that are put off with one write.
+const POSTPONED_AT_ONCE: usize = 10_000;
 /// The wait after storage could not be read, or a delivery's outcome not be written.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -115,7 +117,8 @@ impl Dispatcher {
     /// What waits to be tried again holds its key: what comes behind it must wait.
     async fn hold_parked(&self, parked: &[Parked]) {
         let view = self.line.catalog.view();
-        for Parked { seq, function, .. } in parked {
+        // What had no attempt yet takes its turn when its time has come.
+        for Parked { seq, function, .. } in parked.iter().filter(|parked| parked.attempt > 0) {
             let Some(entry) = view.get(function) else { continue };
             if entry.config.triggers.iter().all(|trigger| trigger.order.is_none()) {
                 continue;
@@ -158,8 +161,12 @@ impl Dispatcher {
                 // Retention may have taken what is not there any more; it takes only what is delivered.
                 let last = records.last().map_or(until, |r| r.seq);
                 self.line.catalog.caught_up().await;
+                let mut postponed = Vec::new();
                 for record in records {
-                    self.take(record, recovered_to).await;
+                    self.take(record, recovered_to, &mut postponed).await;
+                }
+                if !self.postpone(&postponed).await {
+                    return;
                 }
                 next = last.next();
                 self.tracker.read_below(next);
@@ -233,12 +240,23 @@ impl Dispatcher {
     /// Where an event is.
     pub fn stage(&self, record: &Record) -> Stage {
         match self.tracker.stage(record.seq) {
-            // Of another runtime's events only the outcomes are known here, and how far all have come.
-            Stage::Settled if !self.owns(record) && record.seq >= self.line.storage.log.delivered_below() => {
+            Stage::Settled if self.retries.has_first(record.seq) => Stage::Waiting,
+            // Of another runtime's events only the outcomes are known here, for when they are, and how far all have come.
+            Stage::Settled if !self.owns(record) && (self.is_later(record) || !self.all_came_to(record.seq)) => {
                 Stage::Waiting
             }
             stage => stage,
         }
+    }
+
+    /// Whether the event is not to be delivered yet. One that is addressed to a function is a call, which is not put off.
+    fn is_later(&self, record: &Record) -> bool {
+        let event = &record.entry.event;
+        record.entry.target.is_none() && event.not_before().is_some_and(|at| at > self.line.clock.now())
+    }
+
+    fn all_came_to(&self, seq: Seq) -> bool {
+        seq < self.line.storage.log.delivered_below()
     }
 
     /// What other runtimes know by that this one delivers an event itself; none where there are no others.
@@ -277,8 +295,24 @@ impl Dispatcher {
         }
     }
 
-    /// Routes one event and begins its deliveries.
-    async fn take(self: &Arc<Self>, record: Arc<Record>, recovered_to: Seq) {
+    /// Parks deliveries until their time, and tries for as long as storage does not take them. Whether all are: else the server
+    /// stops, and the next start reads them again.
+    async fn postpone(&self, postponed: &[Parked]) -> bool {
+        for some in postponed.chunks(POSTPONED_AT_ONCE) {
+            while let Err(error) = self.line.storage.log.park(some.to_vec()).await {
+                tracing::error!(%error, "deliveries for later cannot be written");
+                self.pause().await;
+                if self.stop.is_cancelled() {
+                    return false;
+                }
+            }
+            self.retries.add(some.iter().cloned());
+        }
+        true
+    }
+
+    /// Routes one event and begins its deliveries, or adds them to those that are for later.
+    async fn take(self: &Arc<Self>, record: Arc<Record>, recovered_to: Seq, postponed: &mut Vec<Parked>) {
         if !self.owns(&record) {
             return;
         }
@@ -293,7 +327,11 @@ impl Dispatcher {
             // A crash may have come after some of the outcomes were written, or another runtime may have written them.
             loop {
                 match self.settled(record.seq).await {
-                    Ok(settled) => break targets.retain(|name| !settled.contains(name)),
+                    Ok(settled) => {
+                        // What is for later may be parked without an outcome.
+                        let waits = |name: &FunctionName| self.retries.has(record.seq, name);
+                        break targets.retain(|name| !settled.contains(name) && !waits(name));
+                    }
                     Err(error) => tracing::error!(%error, seq = record.seq.0, "outcomes cannot be read"),
                 }
                 self.pause().await;
@@ -306,6 +344,10 @@ impl Dispatcher {
         targets.retain(|name| !self.running.lock().contains(&(record.seq, name.clone())));
         if targets.is_empty() {
             return;
+        }
+        if let Some(at) = record.entry.event.not_before().filter(|_| self.is_later(&record)) {
+            let parked = |function| Parked { seq: record.seq, function, attempt: 0, at };
+            return postponed.extend(targets.into_iter().map(parked));
         }
         let in_flight = self.tracker.begin(record.seq, targets.len());
         for name in targets {
@@ -489,8 +531,9 @@ impl Dispatcher {
             // Another runtime has tried it meanwhile.
             Ok(last) => {
                 let last = last.get(&parked.function);
+                let first = parked.attempt == 0 && last.is_none();
                 let waits = |o: &Outcome| matches!(o.disposition, Disposition::Retry { .. } | Disposition::Dead);
-                if !last.is_some_and(|outcome| outcome.attempt == parked.attempt && waits(outcome)) {
+                if !first && !last.is_some_and(|outcome| outcome.attempt == parked.attempt && waits(outcome)) {
                     return self.retries.ended(parked.seq, &parked.function);
                 }
             }
@@ -501,7 +544,9 @@ impl Dispatcher {
                 return self.pause().await;
             }
         }
-        self.line.telemetry.retrying(&record, &parked.function);
+        if parked.attempt > 0 {
+            self.line.telemetry.retrying(&record, &parked.function);
+        }
         let in_flight = self.tracker.begin_again(parked.seq);
         self.begin(&record, parked.function, parked.attempt + 1, in_flight);
     }

@@ -1,4 +1,4 @@
-//! Deliveries that wait to be tried again. The log has them too: this is only the alarm clock.
+//! Deliveries that wait to be tried again, or for the time of their event. The log has them too: this is only the alarm clock.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -20,19 +20,49 @@ pub(super) struct Retries {
 struct Inner {
     waiting: BinaryHeap<Reverse<Waiting>>,
     /// Of each delivery that waits: the attempt that failed last. What is in the heap beside that is out of date.
-    attempts: HashMap<(Seq, FunctionName), u32>,
-    /// Those that are being tried again.
-    running: HashMap<(Seq, FunctionName), u32>,
+    attempts: Attempts,
+    /// Those that are being tried.
+    running: Attempts,
+}
+
+/// The attempt that failed last, of deliveries by event and function.
+#[derive(Default)]
+struct Attempts(HashMap<Seq, HashMap<FunctionName, u32>>);
+
+impl Attempts {
+    fn get(&self, seq: Seq, function: &FunctionName) -> Option<u32> {
+        self.0.get(&seq)?.get(function).copied()
+    }
+
+    fn insert(&mut self, parked: &Parked) -> Option<u32> {
+        self.0.entry(parked.seq).or_default().insert(parked.function.clone(), parked.attempt)
+    }
+
+    fn remove(&mut self, seq: Seq, function: &FunctionName) {
+        let Some(of_event) = self.0.get_mut(&seq) else { return };
+        of_event.remove(function);
+        if of_event.is_empty() {
+            self.0.remove(&seq);
+        }
+    }
+
+    /// Whether one of the event's had no attempt yet.
+    fn has_first(&self, seq: Seq) -> bool {
+        self.0.get(&seq).is_some_and(|of_event| of_event.values().any(|attempt| *attempt == 0))
+    }
+
+    fn len(&self) -> usize {
+        self.0.values().map(HashMap::len).sum()
+    }
 }
 
 impl Inner {
     fn add(&mut self, parked: Parked) {
-        let key = (parked.seq, parked.function.clone());
-        if self.running.get(&key).is_some_and(|attempt| *attempt >= parked.attempt) {
+        if self.running.get(parked.seq, &parked.function).is_some_and(|attempt| attempt >= parked.attempt) {
             return;
         }
-        self.running.remove(&key);
-        if self.attempts.insert(key, parked.attempt) != Some(parked.attempt) {
+        self.running.remove(parked.seq, &parked.function);
+        if self.attempts.insert(&parked) != Some(parked.attempt) {
             self.waiting.push(Reverse(Waiting(parked)));
         }
     }
@@ -78,7 +108,19 @@ impl Retries {
 
     /// A delivery that was taken has come to its end.
     pub fn ended(&self, seq: Seq, function: &FunctionName) {
-        self.inner.lock().running.remove(&(seq, function.clone()));
+        self.inner.lock().running.remove(seq, function);
+    }
+
+    /// Whether this delivery waits, or was taken and has not ended.
+    pub fn has(&self, seq: Seq, function: &FunctionName) -> bool {
+        let inner = self.inner.lock();
+        inner.attempts.get(seq, function).is_some() || inner.running.get(seq, function).is_some()
+    }
+
+    /// Whether a delivery of the event waits for its first attempt, or was taken for it and has not ended.
+    pub fn has_first(&self, seq: Seq) -> bool {
+        let inner = self.inner.lock();
+        inner.attempts.has_first(seq) || inner.running.has_first(seq)
     }
 
     pub fn len(&self) -> usize {
@@ -94,10 +136,9 @@ impl Retries {
                 match inner.waiting.peek() {
                     Some(Reverse(first)) if first.0.at <= now => {
                         let Some(Reverse(Waiting(parked))) = inner.waiting.pop() else { continue };
-                        let key = (parked.seq, parked.function.clone());
-                        if inner.attempts.get(&key) == Some(&parked.attempt) {
-                            inner.attempts.remove(&key);
-                            inner.running.insert(key, parked.attempt);
+                        if inner.attempts.get(parked.seq, &parked.function) == Some(parked.attempt) {
+                            inner.attempts.remove(parked.seq, &parked.function);
+                            inner.running.insert(&parked);
                             return parked;
                         }
                         continue;

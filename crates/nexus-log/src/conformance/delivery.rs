@@ -6,7 +6,7 @@ use nexus_core::outcome::Disposition;
 use nexus_core::record::Cause;
 
 use super::{Harness, Settings, advance, append, commit, numbered, open, opened, outcome, start};
-use crate::contract::{Commit, Parked, Progress, Release};
+use crate::contract::{Commit, Parked, Progress, Release, Storage, StorageError};
 
 fn retry(seconds: i64) -> Disposition {
     Disposition::Retry { at: start() + SignedDuration::from_secs(seconds) }
@@ -76,6 +76,37 @@ pub async fn a_second_commit_of_an_invocation_adds_nothing(harness: &dyn Harness
     assert_eq!(storage.log.outcomes(seq).await.expect("outcomes"), [commit.outcome]);
     assert_eq!(storage.log.progress().await.expect("progress").parked.len(), 1);
     opened.close().await.expect("close");
+}
+
+/// A delivery without an attempt is parked, until it has an outcome; after a restart too.
+pub async fn what_is_for_later_is_parked_once(harness: &dyn Harness) {
+    let settings = Settings::default();
+    let (place, opened, storage) = opened(harness, &settings).await;
+    let seq = append(&*storage.log, numbered(&settings, 1)).await;
+    let later = |function: &str, seconds| Parked {
+        seq,
+        function: function.parse().expect("a function name"),
+        attempt: 0,
+        at: start() + SignedDuration::from_secs(seconds),
+    };
+    let parked = |storage: &Storage| {
+        let log = storage.log.clone();
+        async move { log.progress().await.expect("progress").parked }
+    };
+    storage.log.park(vec![later("worker", 10), later("other", 20)]).await.expect("park");
+    // The same again, and one that was done meanwhile.
+    storage.log.park(vec![later("worker", 30)]).await.expect("park");
+    assert_eq!(parked(&storage).await, [later("other", 20), later("worker", 10)]);
+    commit(&*storage.log, outcome(seq, 1, Disposition::Done)).await;
+    storage.log.park(vec![later("worker", 10)]).await.expect("park");
+    assert_eq!(parked(&storage).await, [later("other", 20)]);
+
+    let tried = Parked { attempt: 1, ..later("worker", 1) };
+    assert!(matches!(storage.log.park(vec![tried]).await, Err(StorageError::Invalid(_))));
+    opened.close().await.expect("close");
+    let again = open(&*place, &settings).await;
+    assert_eq!(parked(&again.storage()).await, [later("other", 20)]);
+    again.close().await.expect("close");
 }
 
 /// `Retry` parks and parks anew, `Done` and `Dead` release, `Replayed` leaves it as it is; after a restart too.

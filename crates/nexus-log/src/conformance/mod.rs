@@ -122,6 +122,7 @@ properties!(
     a_commit_is_one_with_what_it_emits,
     a_second_commit_of_an_invocation_adds_nothing,
     dispositions_park_and_release,
+    what_is_for_later_is_parked_once,
     dead_letters_are_kept_until_they_are_released,
     progress_is_there_after_reopening,
     reads_go_on_from_any_place,

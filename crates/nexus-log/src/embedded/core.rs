@@ -7,6 +7,7 @@ use nexus_core::ids::Seq;
 use super::journal;
 use super::plan::{self, Plan, Published};
 use super::request::{Answer, Pending, Request};
+use super::seen;
 use super::shared::Shared;
 use super::state::{self, State};
 use super::store::Store;
@@ -25,6 +26,7 @@ impl Core {
         journal::check(&path)?;
         let store = Arc::new(Store::open(&path)?);
         let (state, blocks) = state::load(&store)?;
+        seen::fill(&store)?;
         *shared.blocks.write().unwrap_or_else(PoisonError::into_inner) = blocks;
         shared.tail().clear();
         shared.set_floor(state.counters.floor);
@@ -103,6 +105,9 @@ pub(crate) fn step(plan: &mut Plan<'_>, request: Request) -> Result<Option<Pendi
         Request::Release { letters, how, answer } => {
             plan::pending(plan.release(&letters, how), answer, Pending::Count).map_err(spoil)
         }
+        Request::Park { parked, answer } => {
+            plan::pending(plan.park_new(parked), answer, |answer, ()| Pending::Unit(answer)).map_err(spoil)
+        }
         Request::Progress { answer } => Ok(Some(Pending::Progress(answer, plan.progress()))),
     }
 }
@@ -112,9 +117,11 @@ pub(crate) fn step(plan: &mut Plan<'_>, request: Request) -> Result<Option<Pendi
 pub(crate) fn full(request: &Request, free_bytes: u64, reserve_bytes: u64) -> Option<StorageError> {
     let reserve_bytes = match request {
         Request::Append { .. } => reserve_bytes,
-        Request::Commit { .. } | Request::Put { .. } | Request::Delete { .. } | Request::Release { .. } => {
-            reserve_bytes / 2
-        }
+        Request::Park { .. }
+        | Request::Commit { .. }
+        | Request::Put { .. }
+        | Request::Delete { .. }
+        | Request::Release { .. } => reserve_bytes / 2,
         Request::Remove { .. } => reserve_bytes / 4,
         Request::Progress { .. } => 0,
     };

@@ -12,10 +12,14 @@ use super::codec::{self, Prepared};
 use super::request::{Answer, PreparedCommit, Request};
 use super::shared::Shared;
 use super::{gets, read, retain};
-use crate::contract::{Commit, DeadLetter, EventQuery, Log, Members, Page, Progress, Receipt, Release, StorageError};
+use crate::contract::{
+    Commit, DeadLetter, EventQuery, Log, Members, Page, Parked, Progress, Receipt, Release, StorageError,
+};
 
 /// The most events in one batch or commit.
 const BATCH_MAX: usize = 10_000;
+/// The most deliveries that are parked at once.
+const PARKED_MAX: usize = 10_000;
 /// The most bytes that the values of one batch or commit may have.
 const BATCH_BYTES_MAX: usize = 64 << 20;
 
@@ -71,6 +75,14 @@ impl Log for EmbeddedLog {
         }
         let commit = Box::new(PreparedCommit { outcome, value, emitted: prepare(emitted)? });
         ask(&self.shared, |answer| Request::Commit { commit, answer }).await
+    }
+
+    async fn park(&self, parked: Vec<Parked>) -> Result<(), StorageError> {
+        if parked.len() > PARKED_MAX || parked.iter().any(|parked| parked.attempt != 0) {
+            let why = format!("parks at most {PARKED_MAX} deliveries at once, and none that was tried");
+            return Err(StorageError::Invalid(why));
+        }
+        ask(&self.shared, |answer| Request::Park { parked, answer }).await
     }
 
     async fn advance(&self, below: Seq, epoch: u64) -> Result<(), StorageError> {

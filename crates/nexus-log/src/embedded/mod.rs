@@ -27,6 +27,7 @@ pub(crate) mod read;
 pub(crate) mod registry;
 pub(crate) mod request;
 pub(crate) mod retain;
+pub(crate) mod seen;
 pub(crate) mod shared;
 pub(crate) mod state;
 pub(crate) mod store;

@@ -126,6 +126,7 @@ impl<'a> Plan<'a> {
         if known.len() > KNOWN_MAX {
             known.remove(0);
         }
+        self.store.seen.add(&key);
         self.batch.insert(&self.store.ids, key, codec::encode_seqs(&known));
         self.ids.insert(key, known);
         self.batch.insert(&self.store.events, seq.0.to_be_bytes(), event.value.clone());
@@ -175,14 +176,14 @@ impl<'a> Plan<'a> {
             return Err(StorageError::Invalid(format!("there is no event {seq} yet that could have an outcome")));
         }
         let invocation = codec::invocation_key(outcome.invocation_id);
-        let known =
-            self.invocations.contains(&invocation) || self.store.ids.contains_key(invocation).map_err(failed)?;
+        let known = self.invocations.contains(&invocation) || self.store.has_invocation(&invocation)?;
         // Of an event that retention took (a late replay) nothing is kept; what it emitted is.
         if !known && self.is_there(seq)? {
             let (outcome, value, late) = self.after_others(outcome, value)?;
             let n = self.state.counters.next_outcome;
             self.state.counters.next_outcome += 1;
             self.invocations.insert(invocation);
+            self.store.seen.add(&invocation);
             self.batch.insert(&self.store.ids, invocation, codec::pair(seq, n));
             if let Some(block) = self.block(codec::block_of(seq)) {
                 block.bytes += value.len() as u64;
@@ -260,6 +261,26 @@ impl<'a> Plan<'a> {
             self.writes = true;
         }
         Ok(found)
+    }
+
+    /// Plans to park deliveries that have had no attempt. What is settled or parked by now (the same was asked for before a crash,
+    /// or by another runtime) stays as it is.
+    pub(crate) fn park_new(&mut self, all: Vec<Parked>) -> Result<(), StorageError> {
+        for parked in all {
+            let Parked { seq, ref function, .. } = parked;
+            let waits = self.state.parked.get(&seq).is_some_and(|functions| functions.contains_key(function));
+            if waits || !self.is_there(seq)? {
+                continue;
+            }
+            let of_delivery = |o: &Outcome| o.function == *function && o.disposition != Disposition::Replayed;
+            let planned = self.outcomes.iter().any(|o| o.seq == seq && of_delivery(o));
+            if planned || read::outcomes_of(self.store, seq)?.iter().any(of_delivery) {
+                continue;
+            }
+            self.park(parked);
+            self.writes = true;
+        }
+        Ok(())
     }
 
     fn park(&mut self, parked: Parked) {
@@ -438,6 +459,9 @@ impl<'a> Plan<'a> {
     fn known(&self, key: &[u8; 17]) -> Result<Vec<Seq>, StorageError> {
         if let Some(known) = self.ids.get(key) {
             return Ok(known.clone());
+        }
+        if !self.store.seen.may_have(key) {
+            return Ok(Vec::new());
         }
         let value = self.store.ids.get(key).map_err(failed)?;
         Ok(value.map(|value| codec::seqs(&value)).unwrap_or_default())

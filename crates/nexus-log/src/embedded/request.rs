@@ -6,7 +6,7 @@ use nexus_core::outcome::Outcome;
 use tokio::sync::oneshot;
 
 use super::codec::{Envelope, Prepared};
-use crate::contract::{Progress, Receipt, Release, Revision, StorageError};
+use crate::contract::{Parked, Progress, Receipt, Release, Revision, StorageError};
 
 /// Where an answer goes. Whoever asked may have gone: then nobody hears it, and what was written stays.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, StorageError>>;
@@ -19,6 +19,7 @@ pub(crate) enum Request {
     Delete { key: String, expected: Revision, answer: Answer<()> },
     Remove { removal: Removal, answer: Answer<u64> },
     Release { letters: Vec<(Seq, FunctionName)>, how: Release, answer: Answer<u64> },
+    Park { parked: Vec<Parked>, answer: Answer<()> },
     Progress { answer: Answer<Progress> },
 }
 
@@ -57,6 +58,7 @@ impl Request {
             Self::Delete { key, .. } => key.len(),
             Self::Remove { removal, .. } => removal.events.len() * 256,
             Self::Release { letters, .. } => letters.len() * 96,
+            Self::Park { parked, .. } => parked.len() * 96,
             Self::Progress { .. } => 0,
         }
     }
@@ -67,7 +69,7 @@ impl Request {
         match self {
             Self::Append { answer, .. } | Self::Commit { answer, .. } => drop(answer.send(Err(error))),
             Self::Put { answer, .. } => drop(answer.send(Err(error))),
-            Self::Delete { answer, .. } => drop(answer.send(Err(error))),
+            Self::Delete { answer, .. } | Self::Park { answer, .. } => drop(answer.send(Err(error))),
             Self::Remove { answer, .. } | Self::Release { answer, .. } => drop(answer.send(Err(error))),
             Self::Progress { answer } => drop(answer.send(Err(error))),
         }

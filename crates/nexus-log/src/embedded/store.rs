@@ -2,8 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fjall::compaction::Leveled;
 use fjall::config::{BlockSizePolicy, FilterPolicy, FilterPolicyEntry};
 use fjall::{
     AbstractTree as _, CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Slice,
@@ -12,6 +14,7 @@ use nexus_core::ids::Seq;
 use nexus_core::record::Record;
 
 use super::codec;
+use super::seen::Seen;
 use crate::contract::StorageError;
 
 /// Memory for blocks that were read, over all keyspaces.
@@ -32,6 +35,8 @@ pub(crate) struct Store {
     pub(crate) ids: Keyspace,
     pub(crate) traces: Keyspace,
     pub(crate) meta: Keyspace,
+    /// What `ids` may have.
+    pub(crate) seen: Seen,
 }
 
 impl Store {
@@ -72,12 +77,11 @@ impl Store {
             events: keyspace("events", in_order)?,
             outcomes: keyspace("outcomes", in_order)?,
             // Asked for each new event, and mostly not there: filters everywhere.
-            ids: keyspace("ids", |o| o.max_memtable_size(32 << 20))?,
+            ids: keyspace("ids", without_order)?,
             // Only ever read by prefix: no filters.
-            traces: keyspace("traces", |o| {
-                o.max_memtable_size(32 << 20).filter_policy(FilterPolicy::all(FilterPolicyEntry::None))
-            })?,
+            traces: keyspace("traces", |o| without_order(o).filter_policy(FilterPolicy::all(FilterPolicyEntry::None)))?,
             meta: keyspace("meta", |o| o.max_memtable_size(8 << 20))?,
+            seen: Seen::new(),
             db,
         })
     }
@@ -107,6 +111,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether an outcome of this invocation is there; `key` as the index of ids has it.
+    pub(crate) fn has_invocation(&self, key: &[u8; 17]) -> Result<bool, StorageError> {
+        Ok(self.seen.may_have(key) && self.ids.contains_key(key).map_err(failed)?)
+    }
+
     /// An event's value.
     pub(crate) fn event_value(&self, seq: Seq) -> Result<Option<Slice>, StorageError> {
         self.events.get(seq.0.to_be_bytes()).map_err(failed)
@@ -126,6 +135,13 @@ impl Store {
         self.events.tree.drop_range(..end).map_err(|e| failed(e.into()))?;
         self.outcomes.tree.drop_range(..end).map_err(|e| failed(e.into()))
     }
+}
+
+/// For keys in no order: a memtable that fits into the processor's caches, for each write searches all of it; and since each merge
+/// touches all that is there, few merges of many tables.
+fn without_order(options: KeyspaceCreateOptions) -> KeyspaceCreateOptions {
+    let merging = Leveled::default().with_l0_threshold(16).with_table_target_size(16 << 20);
+    options.max_memtable_size(4 << 20).compaction_strategy(Arc::new(merging))
 }
 
 /// The library's error in the contract's words.

@@ -39,6 +39,7 @@ const PUT: u8 = b'p';
 const DELETE: u8 = b'd';
 const REMOVE: u8 = b'r';
 const RELEASE: u8 = b'x';
+const PARK: u8 = b'w';
 
 /// Who sent a group, and which it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,6 +125,15 @@ pub(crate) fn encode(head: &Head, requests: &[Request]) -> Bytes {
                 for (seq, function) in letters {
                     out.put_u64(seq.0);
                     blob(&mut out, function.as_str().as_bytes());
+                }
+            }
+            Request::Park { parked, .. } => {
+                out.put_u8(PARK);
+                out.put_u32(parked.len() as u32);
+                for parked in parked {
+                    let (key, value) = codec::encode_parked(parked);
+                    blob(&mut out, &key);
+                    blob(&mut out, &value);
                 }
             }
             Request::Progress { .. } => {}
@@ -217,6 +227,12 @@ pub(crate) fn decode(message: &[u8]) -> Result<Vec<Write>, StorageError> {
                 let letters = (0..count).map(letter).collect::<Result<_, StorageError>>()?;
                 Write::Request(Request::Release { letters, how, answer: nobody() })
             }
+            PARK => {
+                let count = reader.u32()?;
+                let parked = (0..count).map(|_| codec::decode_parked(reader.blob()?, reader.blob()?));
+                let parked = parked.collect::<Result<_, StorageError>>()?;
+                Write::Request(Request::Park { parked, answer: nobody() })
+            }
             tag => return Err(StorageError::Damaged(format!("a write of the unknown kind {tag} is in the stream"))),
         });
     }
@@ -271,6 +287,7 @@ mod tests {
 
     use super::*;
     use crate::conformance::{Settings, numbered, outcome, start};
+    use crate::contract::Parked;
     use crate::embedded::request::{Removal, Removed};
 
     fn group() -> (Head, Vec<Request>) {
@@ -304,6 +321,10 @@ mod tests {
             Request::Release {
                 letters: vec![(Seq(1), "f".parse().expect("a name")), (Seq(2), "g".parse().expect("a name"))],
                 how: Release::Retry,
+                answer: nobody(),
+            },
+            Request::Park {
+                parked: vec![Parked { seq: Seq(2), function: "g".parse().expect("a name"), attempt: 0, at: start() }],
                 answer: nobody(),
             },
         ];

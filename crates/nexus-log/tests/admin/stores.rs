@@ -147,6 +147,9 @@ pub async fn grown(path: &Path, settings: &Settings) {
     let emitted = Outcome { dead_letter_emitted: true, ..outcome(young[1_001], 1, Disposition::Dead) };
     commit(&*log, emitted, vec![varied(settings, 30_001)]).await;
     commit(&*log, outcome(young[1_002], 1, Disposition::Expired), vec![]).await;
+    // One is for later: it is parked without an outcome.
+    let function = "later".parse().expect("a name");
+    log.park(vec![Parked { seq: young[1_003], function, attempt: 0, at }]).await.expect("park");
     log.advance(young[1_200], 0).await.expect("advance");
 
     for n in 0..30_u64 {

@@ -81,6 +81,8 @@ impl<'a> Deliveries<'a> {
                 Some(Last::Retry(..) | Last::Dead(_)) => {
                     report.add(place, "its attempt or time is not that of its last outcome");
                 }
+                // It is for later, and had no attempt yet.
+                None if one.attempt == 0 => {}
                 Some(Last::Settled) | None => {
                     report.add(place, "its last outcome does not say that it is to be tried again");
                 }
