@@ -156,7 +156,7 @@ async fn rounds(seed: u64, rounds: u64) {
         level(&[&first, &second], &settings, &mut mark).await;
         let (a, b) = (known(&first).await, known(&second).await);
         assert_eq!(a, b, "seed {seed}, round {round}");
-        match rng.random_range(0..4) {
+        match rng.random_range(0..6) {
             // In good order, and on with the copy that is there.
             0 => {
                 second.close().await.expect("close");
@@ -172,6 +172,16 @@ async fn rounds(seed: u64, rounds: u64) {
                 first.close().await.expect("close");
                 first = open(at("a")).await.expect("open");
             }
+            // The stream is shortened meanwhile, and one begins from the snapshot: a new one, or one that stayed behind.
+            3 => {
+                second.close().await.expect("close");
+                some(&first, 2_000_000 + 10 * round).await;
+                first.shorten().await.expect("shortened");
+                if rng.random() {
+                    std::fs::remove_dir_all(folder.path().join("b")).expect("removed");
+                }
+                second = open(at("b")).await.expect("open");
+            }
             _ => {}
         }
     }
@@ -183,6 +193,85 @@ async fn rounds(seed: u64, rounds: u64) {
 async fn copies_are_the_same_whoever_wrote_what() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     rounds(number("NEXUS_SEED").unwrap_or_else(rand::random), number("NEXUS_ROUNDS").unwrap_or(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_shortened_gives_its_room_back_and_loses_nothing() {
+    let server = NatsServer::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| config(&server, &folder.path().join(name));
+    let settings = Settings::default();
+    let (one, other) = (open(at("a")).await.expect("open"), open(at("b")).await.expect("open"));
+    for n in 0..50 {
+        let batch = (n * 100..(n + 1) * 100).map(|n| numbered(&settings, n)).collect();
+        one.storage().log.append(batch).await.expect("append");
+    }
+    one.storage().registry.put("k", "v".into(), None).await.expect("put");
+    let epoch = one.storage().log.members().borrow().epoch;
+    for opened in [&one, &other] {
+        opened.storage().log.advance(Seq(5001), epoch).await.expect("advance");
+    }
+    let mut mark = 0;
+    level(&[&one, &other], &settings, &mut mark).await;
+    other.close().await.expect("close");
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while one.storage().log.retain().await.expect("retain") == 0 {
+            some(&one, 6000).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("retention removes something");
+    let jetstream = jetstream(&server).await;
+    let bytes = async || {
+        let stream = jetstream.get_stream("NEXUS").await.expect("the stream");
+        (stream.cached_info().state.bytes, stream.cached_info().state.first_sequence)
+    };
+    let before = bytes().await;
+    for _ in 0..3 {
+        one.shorten().await.expect("shortened");
+    }
+    let after = bytes().await;
+    assert!(before.0 > 1_000_000 && after.0 < before.0 / 4 && before.1 == 1 && after.1 > 50, "{before:?} {after:?}");
+    let store = jetstream.get_object_store("NEXUS_SNAPSHOTS").await.expect("the snapshots");
+    let names = async || {
+        use futures_util::TryStreamExt as _;
+        let list = store.list().await.expect("a list");
+        let mut names: Vec<_> = list.map_ok(|object| object.name).try_collect().await.expect("names");
+        names.sort();
+        names
+    };
+    assert!((1..=2).contains(&names().await.len()), "{:?}", names().await);
+    some(&one, 7000).await;
+
+    // One that stayed behind, and a new one, know what the first does, and go on with it.
+    let (other, third) = (open(at("b")).await.expect("open"), open(at("c")).await.expect("open"));
+    level(&[&one, &other, &third], &settings, &mut mark).await;
+    let known_to_one = known(&one).await;
+    assert!(known_to_one.registry.len() == 1 && known_to_one.events.len() > 10, "{known_to_one:?}");
+    assert_eq!((&known(&other).await, &known(&third).await), (&known_to_one, &known_to_one));
+    third.close().await.expect("close");
+
+    // A snapshot that is not whole is not begun from, and its copy is not taken for one.
+    let newest = names().await.pop().expect("a snapshot");
+    let mut object = store.get(&newest).await.expect("a snapshot");
+    let mut whole = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut object, &mut whole).await.expect("read");
+    for cut in [whole.len() - 9, whole.len() / 2, 20, 0] {
+        store.put(newest.as_str(), &mut &whole[..cut]).await.expect("put");
+        std::fs::remove_dir_all(folder.path().join("c")).expect("removed");
+        let error = open(at("c")).await.err().expect("it does not start");
+        assert!(error.to_string().contains("snapshot"), "{cut}: {error}");
+        let again = open(at("c")).await.err().expect("nor with what is there");
+        assert!(again.to_string().contains("snapshot"), "{cut}: {again}");
+    }
+    store.put(newest.as_str(), &mut &whole[..]).await.expect("put");
+    let third = open(at("c")).await.expect("open");
+    level(&[&one, &other, &third], &settings, &mut mark).await;
+    assert_eq!(known(&third).await, known(&one).await);
+    for opened in [one, other, third] {
+        opened.close().await.expect("close");
+    }
 }
 
 /// Waits until a runtime says that it cannot go on.

@@ -11,6 +11,7 @@
 //! * `send`, `outbox`: the way out, and who waits for it to come back.
 //! * `follow`, `apply`: the way in.
 //! * `artifacts`: an object store.
+//! * `shorten`, `snapshot`: what is not kept any more leaves the stream; a snapshot of a copy stands for it.
 
 mod apply;
 mod artifacts;
@@ -19,6 +20,8 @@ mod connect;
 mod follow;
 mod outbox;
 mod send;
+mod shorten;
+mod snapshot;
 mod stream;
 mod wire;
 
@@ -42,6 +45,7 @@ use crate::embedded::directory::{self, Content, Directory};
 use crate::embedded::log::EmbeddedLog;
 use crate::embedded::registry::EmbeddedRegistry;
 use crate::embedded::shared::Shared;
+use crate::embedded::writer::release;
 use apply::{Applied, Applier, Entry};
 use broken::Broken;
 use outbox::Outbox;
@@ -52,6 +56,8 @@ const ENTRIES_MAX: usize = 16;
 const START_PATIENCE: Duration = Duration::from_secs(20);
 /// The pause between two tries.
 const START_PAUSE: Duration = Duration::from_millis(500);
+/// How long a copy may take to close.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often opening says how far it has come.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 
@@ -141,7 +147,12 @@ pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
     let content = Content::Copy(identity.log.clone());
     let copy = config.copy.clone();
     let opened = tokio::task::spawn_blocking(move || open_copy(copy, &content)).await;
-    let (shared, core, message) = opened.map_err(|e| StorageError::Failed(format!("opening was cut short: {e}")))??;
+    let (shared, mut core, mut message) =
+        opened.map_err(|e| StorageError::Failed(format!("opening was cut short: {e}")))??;
+    let first = stream.cached_info().state.first_sequence;
+    if first > message + 1 {
+        (core, message) = from_snapshot(&jetstream, &identity, &shared, core, first).await?;
+    }
     stream::check_reach(&identity.name, &stream.cached_info().state, message)?;
     let artifacts = artifacts::ObjectArtifacts::new(objects, shared.clone());
 
@@ -166,7 +177,15 @@ pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
     let applier = threads::spawn(threads::LOG, move || applier.run()).map_err(start)?;
     let follower =
         follow::follow(jetstream.clone(), identity.clone(), entries.clone(), applied_now.clone(), broken.clone());
+    let shortener = shorten::Shortener {
+        shared: shared.clone(),
+        jetstream: jetstream.clone(),
+        identity: identity.clone(),
+        replicas: config.replicas,
+    };
     let mut opened = JetStream {
+        shortening: tokio::spawn(shortener.clone().run()),
+        shortener,
         storage: Storage {
             log: Arc::new(EmbeddedLog::new(shared.clone())),
             registry: Arc::new(EmbeddedRegistry::new(shared.clone())),
@@ -277,11 +296,42 @@ fn open_copy(config: EmbeddedConfig, content: &Content) -> Result<(Arc<Shared>, 
         }
         opened => opened?,
     };
-    let message = apply::applied(&core.store)?;
+    let message = introduce(&shared, &core)?;
+    Ok((shared, core, message))
+}
+
+/// Tells who shares the log, by what is in the copy; the last message that is in it.
+fn introduce(shared: &Shared, core: &Core) -> Result<u64, StorageError> {
     let me = runtime_id(&shared.config.data_dir)?;
     let membership = &core.state.membership;
     shared.members.send_replace(Arc::new(Members { me, all: membership.runtimes(), epoch: membership.epoch }));
-    Ok((shared, core, message))
+    apply::applied(&core.store)
+}
+
+/// The copy ends before the stream begins: it is made anew from a snapshot, where there is one.
+async fn from_snapshot(
+    jetstream: &Context,
+    identity: &stream::Identity,
+    shared: &Arc<Shared>,
+    core: Core,
+    first: u64,
+) -> Result<(Core, u64), StorageError> {
+    shared.set_store(None);
+    let store = core.store;
+    drop(core.state);
+    let closed = tokio::task::spawn_blocking(move || release(store, CLOSE_PATIENCE).is_none()).await;
+    if !closed.unwrap_or(false) {
+        return Err(StorageError::Failed("the copy of the log does not close".to_owned()));
+    }
+    shorten::restore(jetstream, identity, shared, first).await?;
+    let shared = shared.clone();
+    let open = move || {
+        let core = Core::open(&shared)?;
+        let message = introduce(&shared, &core)?;
+        Ok((core, message))
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.map_err(|e| StorageError::Failed(format!("opening was cut short: {e}")))?
 }
 
 /// Who the runtime with this directory is: the same as before, so that after a restart its part is its own again at once.
@@ -314,6 +364,8 @@ pub struct JetStream {
     entries: mpsc::Sender<Entry>,
     jetstream: Context,
     follower: tokio::task::JoinHandle<()>,
+    shortener: shorten::Shortener,
+    shortening: tokio::task::JoinHandle<()>,
     broken: watch::Receiver<Option<String>>,
     /// Once it has caught up.
     sender: Option<JoinHandle<()>>,
@@ -342,6 +394,19 @@ impl JetStream {
         }
     }
 
+    /// Shortens the stream at once to what came after this moment, whatever it holds; a snapshot in the object store `NAME_SNAPSHOTS` stands
+    /// for what is removed. By itself that is done where the stream has more than twice of what is kept, and some minutes after
+    /// the snapshot: runtimes that lag behind lose their way now, and must be started again.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Full`] if there is no room for the snapshot in the data directory, where it is made, and
+    /// [`StorageError::Failed`].
+    pub async fn shorten(&self) -> Result<(), StorageError> {
+        let message = self.shortener.snapshot().await?;
+        self.shortener.purge(message).await
+    }
+
     /// Takes no more, sends all that waits, waits until that has come back, and lets go of the directory.
     ///
     /// # Errors
@@ -356,6 +421,7 @@ impl JetStream {
         let _ = self.entries.send(Entry::Close).await;
         let applied = tokio::task::spawn_blocking(move || applier.join()).await;
         self.follower.abort();
+        self.shortening.abort();
         let mut waiting = self.outbox.waiting();
         let back = *waiting.borrow_and_update() == 0;
         if let Err(error) = self.jetstream.client().drain().await {
@@ -375,6 +441,7 @@ impl Drop for JetStream {
     fn drop(&mut self) {
         self.shared.queue.close();
         self.follower.abort();
+        self.shortening.abort();
         let _ = self.entries.try_send(Entry::Close);
     }
 }

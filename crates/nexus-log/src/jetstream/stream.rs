@@ -132,7 +132,8 @@ pub(crate) fn check_reach(name: &str, state: &State, applied: u64) -> Result<(),
     }
     if state.first_sequence > applied + 1 {
         return Err(StorageError::Other(format!(
-            "the stream {name} begins at message {}, and this copy of it ends at {applied}: what lies between is gone",
+            "the stream {name} begins at message {}, and this copy of it ends at {applied}: what lies between is gone. If the \
+             stream was shortened meanwhile, start again: the copy begins from the snapshot then",
             state.first_sequence
         )));
     }
