@@ -18,7 +18,7 @@ struct Seeded {
     rounds: u32,
 }
 
-const SEEDED: [Seeded; 5] = [
+const SEEDED: [Seeded; 6] = [
     Seeded {
         package: "nexus-log",
         target: "crash",
@@ -32,6 +32,12 @@ const SEEDED: [Seeded; 5] = [
         target: "crash",
         tests: &["what_was_acknowledged_survives_every_kill"],
         rounds: 3,
+    },
+    Seeded {
+        package: "nexus-tests",
+        target: "stalled_disk",
+        tests: &["a_disk_that_stands_still_costs_time_and_nothing_else"],
+        rounds: 1,
     },
     Seeded {
         package: "nexus-tests",

@@ -4,6 +4,8 @@
 mod damage;
 #[path = "admin/files.rs"]
 mod files;
+#[path = "admin/older.rs"]
+mod older;
 #[path = "admin/round_trip.rs"]
 mod round_trip;
 #[path = "admin/running.rs"]
