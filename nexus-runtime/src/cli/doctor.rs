@@ -19,6 +19,9 @@ pub struct DoctorArgs {
     /// The socket of a `nexus-collector`: whether it loads the probes for this user, instead of whether this program can
     #[arg(long, value_name = "SOCKET", env = "NEXUS_COLLECTOR")]
     collector: Option<PathBuf>,
+    /// The nats-server that `nexus serve --nats managed` would start
+    #[arg(long, value_name = "PROGRAM", default_value = "nats-server")]
+    nats_server: PathBuf,
     /// Measures what the probes cost the server, while it works: they are taken away and put back, in turn
     #[arg(long)]
     overhead: bool,
@@ -53,6 +56,7 @@ pub async fn run(args: DoctorArgs, client: &Client) -> Done {
     findings.push(disk(&args.data_dir));
     findings.push(open_files());
     findings.push(swap());
+    findings.push(nats_server(&args.nats_server).await);
     findings.push(server(client).await);
     let all_well = findings.iter().all(|f| f.ok);
     match client.output {
@@ -120,6 +124,14 @@ fn swap() -> Finding {
         "off: instances are reset by what they wrote"
     };
     Finding { name: "swap", ok: !on, says: says.into() }
+}
+
+async fn nats_server(program: &std::path::Path) -> Finding {
+    let (ok, says) = match crate::nats::version(program).await {
+        Ok(version) => (true, format!("version {version}, for `--nats managed`")),
+        Err(error) => (false, format!("{error:#}; nothing else needs it")),
+    };
+    Finding { name: "nats-server", ok, says }
 }
 
 async fn server(client: &Client) -> Finding {
