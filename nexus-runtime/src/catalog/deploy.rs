@@ -143,12 +143,8 @@ impl Catalog {
             if old.as_ref() == Some(&new) {
                 return Ok(new);
             }
-            let bytes = serde_json::to_vec(&new).map_err(|e| StorageError::Failed(e.to_string()))?;
-            match self.storage.registry.put(&key(name), bytes.into(), revision).await {
-                Ok(_) => {
-                    self.refresh().await?;
-                    return Ok(new);
-                }
+            match self.put(new.clone(), revision).await {
+                Ok(()) => return Ok(new),
                 Err(StorageError::Conflict { .. }) => {}
                 Err(other) => return Err(other.into()),
             }

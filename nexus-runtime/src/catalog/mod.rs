@@ -119,12 +119,14 @@ impl Catalog {
         self.view.read().clone()
     }
 
-    /// Reads the registry again. A function whose limits did not change keeps its permits, so that running invocations
-    /// still count.
+    /// Reads the registry again, if it changed.
     pub async fn refresh(&self) -> Result<(), StorageError> {
         // One after the other: an older view must not take the place of a newer one.
         let _alone = self.refreshing.lock().await;
         let changes = *self.storage.registry.changes().borrow();
+        if *self.read_to.borrow() >= changes && changes > 0 {
+            return Ok(());
+        }
         let old = self.view();
         let mut entries = BTreeMap::new();
         for (key, value, revision) in self.storage.registry.list(PREFIX).await? {
@@ -136,23 +138,48 @@ impl Catalog {
             }
             let function: Function = serde_json::from_slice(&value)
                 .map_err(|e| StorageError::Damaged(format!("registry entry {key}: {e}")))?;
-            let name = function.name.clone();
-            let config = Arc::new(function.config.clone());
-            let concurrency = config.limits.concurrency as usize;
-            let (permits, calls) = match old.get(&name) {
-                Some(entry) if entry.config.limits.concurrency as usize == concurrency => {
-                    (entry.permits.clone(), entry.calls.clone())
-                }
-                _ => {
-                    let calls = Semaphore::new(concurrency + self.calls_waiting_max);
-                    (Arc::new(Semaphore::new(concurrency)), Arc::new(calls))
-                }
-            };
-            entries.insert(name, Arc::new(Entry { function, config, permits, calls, revision }));
+            entries.insert(function.name.clone(), Arc::new(self.entry(&old, function, revision)));
         }
         *self.view.write() = Arc::new(View { entries });
         self.read_to.send_modify(|read| *read = changes.max(*read));
         Ok(())
+    }
+
+    /// A function as it is delivered to. One whose limits did not change keeps its permits, so that running invocations still count.
+    fn entry(&self, old: &View, function: Function, revision: Revision) -> Entry {
+        let config = Arc::new(function.config.clone());
+        let concurrency = config.limits.concurrency as usize;
+        let (permits, calls) = match old.get(&function.name) {
+            Some(entry) if entry.config.limits.concurrency as usize == concurrency => {
+                (entry.permits.clone(), entry.calls.clone())
+            }
+            _ => {
+                let calls = Semaphore::new(concurrency + self.calls_waiting_max);
+                (Arc::new(Semaphore::new(concurrency)), Arc::new(calls))
+            }
+        };
+        Entry { function, config, permits, calls, revision }
+    }
+
+    /// Writes a function to the registry, and takes it into the view: where nothing else has changed the rest need not be read
+    /// again, of which there may be ten thousand.
+    async fn put(&self, function: Function, expected: Option<Revision>) -> Result<(), StorageError> {
+        let bytes = serde_json::to_vec(&function).map_err(|e| StorageError::Failed(e.to_string()))?;
+        {
+            // Nobody reads the registry between the two.
+            let _alone = self.refreshing.lock().await;
+            let revision = self.storage.registry.put(&key(&function.name), bytes.into(), expected).await?;
+            // Revisions count the registry's changes.
+            if *self.read_to.borrow() + 1 == revision.0 {
+                let old = self.view();
+                let mut entries = old.entries.clone();
+                entries.insert(function.name.clone(), Arc::new(self.entry(&old, function, revision)));
+                *self.view.write() = Arc::new(View { entries });
+                self.read_to.send_replace(revision.0);
+                return Ok(());
+            }
+        }
+        self.refresh().await
     }
 
     /// Waits until the view has everything that was deployed before now, by whomever.
