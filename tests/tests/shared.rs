@@ -151,11 +151,41 @@ async fn restarting_one_after_the_other_loses_nothing_and_does_nothing_twice() {
 }
 
 #[tokio::test]
+async fn what_waits_for_its_turn_is_not_forgotten_when_runtimes_come_and_go() {
+    let shared = Shared::at(cluster());
+    let first = shared.start("a");
+    let mut config = on_work();
+    config["triggers"][0]["order"] = json!("partitionkey");
+    first.deploy("worker", "probe", config).await;
+    let mut ids = BTreeSet::new();
+    for (key, n) in (0..4).flat_map(|key| (0..6).map(move |n| (key, n))) {
+        let id = format!("k{key}-{n}");
+        // The first of each key is at work while the others wait, and runtimes come and go.
+        let mut event = event(&id, json!({"sleep_ms": if n == 0 { 4000 } else { 10 }}));
+        event["partitionkey"] = json!(format!("k{key}"));
+        first.send(event).await;
+        ids.insert(id);
+    }
+    for key in 0..4 {
+        first.event_until(&format!("k{key}-0"), |event| event["status"] == "running").await;
+    }
+    let second = shared.start("b");
+    assert_eq!(second.stop(), Some(0));
+    let second = shared.start("b");
+    for id in &ids {
+        let event = first.settled(id, "done").await;
+        let invocations = event["invocations"].as_array().expect("invocations");
+        assert!((1..=2).contains(&invocations.len()), "{event:#}");
+    }
+    drop(second);
+}
+
+#[tokio::test]
 async fn what_is_for_later_is_delivered_by_another_when_its_runtime_is_gone() {
     let shared = Shared::at(cluster());
     let (first, second) = (shared.start("a"), shared.start("b"));
     first.deploy("worker", "probe", on_work()).await;
-    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(6);
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(12);
     let mut ids = BTreeSet::new();
     for n in 0..40 {
         let id = format!("e{n}");

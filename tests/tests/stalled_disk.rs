@@ -35,19 +35,26 @@ impl Disk {
         Self { path, _folder: folder }
     }
 
-    fn stop(&self) {
+    /// It stands still until what is given back is dropped: before whoever waits for it, who cannot be ended otherwise.
+    fn stop(&self) -> Stopped<'_> {
         run(Command::new("fsfreeze").arg("--freeze").arg(&self.path));
+        Stopped(self)
     }
+}
 
-    fn go_on(&self) {
-        run(Command::new("fsfreeze").arg("--unfreeze").arg(&self.path));
+struct Stopped<'a>(&'a Disk);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        let output = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0.path).output();
+        if !output.as_ref().is_ok_and(|output| output.status.success()) {
+            eprintln!("{} stands still: {output:?}", self.0.path.display());
+        }
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // It may be stopped, and nobody can end who waits for it then.
-        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.path).output();
         if let Err(error) = Command::new("umount").arg("--lazy").arg(&self.path).output() {
             eprintln!("{} stays mounted: {error}", self.path.display());
         }
@@ -78,7 +85,7 @@ async fn a_disk_that_stands_still_costs_time_and_nothing_else() {
         server.settled(&id, "done").await;
         acknowledged.insert(id.clone());
 
-        disk.stop();
+        let stopped = disk.stop();
         // More than the log takes while none of it goes on.
         let mut sent = JoinSet::new();
         for n in 0..random.random_range(30..50) {
@@ -104,7 +111,7 @@ async fn a_disk_that_stands_still_costs_time_and_nothing_else() {
         }
         let (status, _) = server.answer(server.request(Method::GET, "/healthz")).await;
         assert_eq!(status, 200);
-        disk.go_on();
+        drop(stopped);
         while let Some(answer) = sent.join_next().await {
             match answer.expect("an answer") {
                 (id, 202, _) => drop(acknowledged.insert(id)),

@@ -248,6 +248,9 @@ pub trait Log: Send + Sync + 'static {
     /// is parked, or that an outcome tells of, is left as it is.
     async fn park(&self, parked: Vec<Parked>) -> Result<(), StorageError>;
 
+    /// The deliveries of one event that are parked.
+    async fn parked(&self, seq: Seq) -> Result<Vec<Parked>, StorageError>;
+
     /// Remembers that every event before `below` that is this runtime's own is delivered or parked; what is its own is known by
     /// the epoch of [`Members`]. Need not be durable at return: after a crash an older mark only makes more be looked at again.
     async fn advance(&self, below: Seq, epoch: u64) -> Result<(), StorageError>;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use nats::NatsServer;
 use nexus_core::ids::{FunctionName, Seq};
 use nexus_core::outcome::{Disposition, Outcome};
@@ -233,13 +234,12 @@ async fn a_stream_that_is_shortened_gives_its_room_back_and_loses_nothing() {
     }
     let after = bytes().await;
     assert!(before.0 > 1_000_000 && after.0 < before.0 / 4 && before.1 == 1 && after.1 > 50, "{before:?} {after:?}");
-    let store = jetstream.get_object_store("NEXUS_SNAPSHOTS").await.expect("the snapshots");
     let names = async || {
-        use futures_util::TryStreamExt as _;
-        let list = store.list().await.expect("a list");
-        let mut names: Vec<_> = list.map_ok(|object| object.name).try_collect().await.expect("names");
-        names.sort();
-        names
+        let all: Vec<String> = jetstream.stream_names().try_collect().await.expect("names");
+        let mut names: Vec<_> =
+            all.iter().filter_map(|name| name.strip_prefix("OBJ_")).filter(|name| name.contains("SNAPSHOT")).collect();
+        names.sort_unstable();
+        names.into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
     assert!((1..=2).contains(&names().await.len()), "{:?}", names().await);
     some(&one, 7000).await;
@@ -252,26 +252,52 @@ async fn a_stream_that_is_shortened_gives_its_room_back_and_loses_nothing() {
     assert_eq!((&known(&other).await, &known(&third).await), (&known_to_one, &known_to_one));
     third.close().await.expect("close");
 
-    // A snapshot that is not whole is not begun from, and its copy is not taken for one.
-    let newest = names().await.pop().expect("a snapshot");
-    let mut object = store.get(&newest).await.expect("a snapshot");
+    // A snapshot that is not whole is not begun from, and its copy is not taken for one; an older one that is whole is.
+    let mut kept = names().await;
+    let newest = jetstream.get_object_store(kept.pop().expect("a snapshot")).await.expect("a snapshot");
+    for older in kept {
+        jetstream.delete_object_store(older).await.expect("deleted");
+    }
+    let mut list = newest.list().await.expect("a list");
+    let name = list.try_next().await.expect("an object").expect("an object").name;
+    let mut object = newest.get(&name).await.expect("a snapshot");
     let mut whole = Vec::new();
     tokio::io::AsyncReadExt::read_to_end(&mut object, &mut whole).await.expect("read");
     for cut in [whole.len() - 9, whole.len() / 2, 20, 0] {
-        store.put(newest.as_str(), &mut &whole[..cut]).await.expect("put");
+        newest.put(name.as_str(), &mut &whole[..cut]).await.expect("put");
         std::fs::remove_dir_all(folder.path().join("c")).expect("removed");
         let error = open(at("c")).await.err().expect("it does not start");
         assert!(error.to_string().contains("snapshot"), "{cut}: {error}");
         let again = open(at("c")).await.err().expect("nor with what is there");
         assert!(again.to_string().contains("snapshot"), "{cut}: {again}");
     }
-    store.put(newest.as_str(), &mut &whole[..]).await.expect("put");
+    newest.put(name.as_str(), &mut &whole[..]).await.expect("put");
+    one.shorten().await.expect("shortened");
+    newest.put(name.as_str(), &mut &whole[..]).await.expect("put");
     let third = open(at("c")).await.expect("open");
     level(&[&one, &other, &third], &settings, &mut mark).await;
     assert_eq!(known(&third).await, known(&one).await);
+    // Of another log of the same name nothing is taken, and nothing is taken for one of this.
     for opened in [one, other, third] {
         opened.close().await.expect("close");
     }
+    jetstream.delete_stream("NEXUS").await.expect("deleted");
+    let foreign = names().await;
+    let fresh = open(at("d")).await.expect("a new log");
+    some(&fresh, 0).await;
+    fresh.shorten().await.expect("shortened");
+    fresh.shorten().await.expect("shortened");
+    some(&fresh, 10).await;
+    let known_to_fresh = known(&fresh).await;
+    fresh.close().await.expect("close");
+    let second = open(at("e")).await.expect("open");
+    assert_eq!(known(&second).await, known_to_fresh);
+    let now = names().await;
+    assert!(
+        !foreign.is_empty() && foreign.iter().all(|name| now.contains(name)),
+        "what another log left stays: {now:?}"
+    );
+    second.close().await.expect("close");
 }
 
 /// Waits until a runtime says that it cannot go on.

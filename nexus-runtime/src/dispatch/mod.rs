@@ -64,6 +64,8 @@ pub enum Stage {
     Waiting,
     /// Being delivered now.
     InFlight,
+    /// Deliveries of it wait for its time.
+    Later,
     /// Every delivery has an outcome, or waits to be tried again.
     Settled,
 }
@@ -104,11 +106,15 @@ impl Dispatcher {
                 Err(error) => return Err(error),
             };
             let recovered_to = *head.borrow_and_update();
-            self.ordered.reset();
+            // What is let go is in hand no more: it is read anew, here or where it is now to be delivered.
+            for work in self.ordered.reset() {
+                self.running.lock().remove(&(work.seq, work.name.clone()));
+                self.retries.ended(work.seq, &work.name);
+            }
+            self.retries.add(progress.parked.iter().cloned());
             self.tracker.start_at(progress.delivered_below.max(Seq(1)), now.epoch);
             *self.members.write() = now;
             self.hold_parked(&progress.parked).await;
-            self.retries.add(progress.parked);
             self.deliver_own(&log, &mut head, &mut members, &mut released, recovered_to).await;
         }
         Ok(())
@@ -163,7 +169,9 @@ impl Dispatcher {
                 self.line.catalog.caught_up().await;
                 let mut postponed = Vec::new();
                 for record in records {
-                    self.take(record, recovered_to, &mut postponed).await;
+                    if !self.take(record, recovered_to, &mut postponed).await {
+                        return;
+                    }
                 }
                 if !self.postpone(&postponed).await {
                     return;
@@ -238,15 +246,17 @@ impl Dispatcher {
     }
 
     /// Where an event is.
-    pub fn stage(&self, record: &Record) -> Stage {
-        match self.tracker.stage(record.seq) {
-            Stage::Settled if self.retries.has_first(record.seq) => Stage::Waiting,
-            // Of another runtime's events only the outcomes are known here, for when they are, and how far all have come.
-            Stage::Settled if !self.owns(record) && (self.is_later(record) || !self.all_came_to(record.seq)) => {
-                Stage::Waiting
-            }
+    pub async fn stage(&self, record: &Record) -> Result<Stage, StorageError> {
+        let stage = match self.tracker.stage(record.seq) {
+            // Of another runtime's events only the outcomes are known here, and how far all have come.
+            Stage::Settled if !self.owns(record) && !self.all_came_to(record.seq) => Stage::Waiting,
             stage => stage,
+        };
+        if stage != Stage::Settled || record.entry.event.not_before().is_none() {
+            return Ok(stage);
         }
+        let parked = self.line.storage.log.parked(record.seq).await?;
+        Ok(if parked.iter().any(|parked| parked.attempt == 0) { Stage::Later } else { Stage::Settled })
     }
 
     /// Whether the event is not to be delivered yet. One that is addressed to a function is a call, which is not put off.
@@ -298,26 +308,35 @@ impl Dispatcher {
     /// Parks deliveries until their time, and tries for as long as storage does not take them. Whether all are: else the server
     /// stops, and the next start reads them again.
     async fn postpone(&self, postponed: &[Parked]) -> bool {
-        for some in postponed.chunks(POSTPONED_AT_ONCE) {
-            while let Err(error) = self.line.storage.log.park(some.to_vec()).await {
-                tracing::error!(%error, "deliveries for later cannot be written");
-                self.pause().await;
-                if self.stop.is_cancelled() {
-                    return false;
+        let (mut left, mut at_once) = (postponed, POSTPONED_AT_ONCE);
+        while !left.is_empty() {
+            let (some, rest) = left.split_at(at_once.min(left.len()));
+            match self.line.storage.log.park(some.to_vec()).await {
+                Ok(()) => {
+                    self.retries.add(some.iter().cloned());
+                    left = rest;
+                }
+                Err(StorageError::TooLarge { .. }) if at_once > 1 => at_once = at_once.min(some.len()).div_ceil(2),
+                Err(error) => {
+                    tracing::error!(%error, "deliveries for later cannot be written");
+                    self.pause().await;
+                    if self.stop.is_cancelled() {
+                        return false;
+                    }
                 }
             }
-            self.retries.add(some.iter().cloned());
         }
         true
     }
 
-    /// Routes one event and begins its deliveries, or adds them to those that are for later.
-    async fn take(self: &Arc<Self>, record: Arc<Record>, recovered_to: Seq, postponed: &mut Vec<Parked>) {
+    /// Routes one event and begins its deliveries, or adds them to those that are for later. Whether that is done: else the server
+    /// stops, and the event must not count as read.
+    async fn take(self: &Arc<Self>, record: Arc<Record>, recovered_to: Seq, postponed: &mut Vec<Parked>) -> bool {
         if !self.owns(&record) {
-            return;
+            return true;
         }
         if record.entry.target.is_some() && self.claims.seen(self, &record) {
-            return;
+            return true;
         }
         let mut targets: Vec<FunctionName> = match &record.entry.target {
             Some(name) => vec![name.clone()],
@@ -336,28 +355,30 @@ impl Dispatcher {
                 }
                 self.pause().await;
                 if self.stop.is_cancelled() {
-                    return;
+                    return false;
                 }
             }
         }
         // What is in flight since before the runtimes changed is carried to its end.
         targets.retain(|name| !self.running.lock().contains(&(record.seq, name.clone())));
         if targets.is_empty() {
-            return;
+            return true;
         }
         if let Some(at) = record.entry.event.not_before().filter(|_| self.is_later(&record)) {
             let parked = |function| Parked { seq: record.seq, function, attempt: 0, at };
-            return postponed.extend(targets.into_iter().map(parked));
+            postponed.extend(targets.into_iter().map(parked));
+            return true;
         }
         let in_flight = self.tracker.begin(record.seq, targets.len());
         for name in targets {
             tokio::select! {
                 // What is not begun stays unsettled.
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => return true,
                 () = async { tokio::join!(self.lanes.place_to_wait(), self.ordered.place_to_wait()); } => {}
             }
             self.begin(&record, name, 1, in_flight.clone());
         }
+        true
     }
 
     /// The functions whose part in the event is settled: delivered, given up, or parked.
@@ -534,7 +555,13 @@ impl Dispatcher {
                 let first = parked.attempt == 0 && last.is_none();
                 let waits = |o: &Outcome| matches!(o.disposition, Disposition::Retry { .. } | Disposition::Dead);
                 if !first && !last.is_some_and(|outcome| outcome.attempt == parked.attempt && waits(outcome)) {
-                    return self.retries.ended(parked.seq, &parked.function);
+                    self.retries.ended(parked.seq, &parked.function);
+                    // It was tried elsewhere since what is parked was read, and waits again.
+                    let again = last.and_then(|outcome| match outcome.disposition {
+                        Disposition::Retry { at } => Some(Parked { attempt: outcome.attempt, at, ..parked }),
+                        _ => None,
+                    });
+                    return self.retries.add(again);
                 }
             }
             Err(error) => {

@@ -84,8 +84,8 @@ impl Ordered {
         next
     }
 
-    /// Everything is looked at anew: what waits is let go, and keys are held by what runs alone.
-    pub fn reset(&self) {
+    /// Everything is looked at anew: what waits is let go and given back, and keys are held by what runs alone.
+    pub fn reset(&self) -> Vec<Work> {
         let mut inner = self.inner.lock();
         let waiting: Vec<Work> = inner.keys.values_mut().flat_map(|held| held.waiting.drain(..)).collect();
         inner.keys.retain(|_, held| !held.parked);
@@ -93,6 +93,7 @@ impl Ordered {
         drop(inner);
         waiting.iter().for_each(|work| work.in_flight.settle());
         self.left.notify_one();
+        waiting
     }
 
     /// Waits until another delivery may wait.
@@ -140,7 +141,9 @@ mod tests {
         assert!(ordered.enter(&key("a"), work(&tracker, 2)).is_none());
         ordered.park(&key("b"), Seq(9));
         assert!(ordered.enter(&key("b"), work(&tracker, 3)).is_none());
-        ordered.reset();
+        let mut let_go: Vec<_> = ordered.reset().iter().map(|work| work.seq.0).collect();
+        let_go.sort_unstable();
+        assert_eq!(let_go, [2, 3]);
         assert_eq!([1, 2, 3].map(|seq| tracker.is_in_flight(Seq(seq))), [true, false, false]);
         assert!(ordered.enter(&key("a"), work(&tracker, 2)).is_none(), "it still runs");
         assert!(ordered.enter(&key("b"), work(&tracker, 3)).is_some(), "nobody runs");

@@ -46,11 +46,6 @@ impl Attempts {
         }
     }
 
-    /// Whether one of the event's had no attempt yet.
-    fn has_first(&self, seq: Seq) -> bool {
-        self.0.get(&seq).is_some_and(|of_event| of_event.values().any(|attempt| *attempt == 0))
-    }
-
     fn len(&self) -> usize {
         self.0.values().map(HashMap::len).sum()
     }
@@ -59,6 +54,9 @@ impl Attempts {
 impl Inner {
     fn add(&mut self, parked: Parked) {
         if self.running.get(parked.seq, &parked.function).is_some_and(|attempt| attempt >= parked.attempt) {
+            return;
+        }
+        if self.attempts.get(parked.seq, &parked.function).is_some_and(|attempt| attempt > parked.attempt) {
             return;
         }
         self.running.remove(parked.seq, &parked.function);
@@ -115,12 +113,6 @@ impl Retries {
     pub fn has(&self, seq: Seq, function: &FunctionName) -> bool {
         let inner = self.inner.lock();
         inner.attempts.get(seq, function).is_some() || inner.running.get(seq, function).is_some()
-    }
-
-    /// Whether a delivery of the event waits for its first attempt, or was taken for it and has not ended.
-    pub fn has_first(&self, seq: Seq) -> bool {
-        let inner = self.inner.lock();
-        inner.attempts.has_first(seq) || inner.running.has_first(seq)
     }
 
     pub fn len(&self) -> usize {

@@ -5,7 +5,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use nexus_core::event::NOT_BEFORE;
 use nexus_core::ids::{FunctionName, InvocationId, Seq};
 use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
@@ -22,10 +23,20 @@ use crate::line::Incoming;
 /// Events that are looked at for one page of a listing with a filter that has no index.
 const LOOKED_AT_MAX: usize = 10_000;
 
+/// The longest time that an event can wait for: it is kept until then, and what is around it with it.
+const NOT_BEFORE_MAX: SignedDuration = SignedDuration::from_hours(366 * 24);
+
 pub async fn append(State(gateway): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let body = body::read(body, gateway.limits.body_bytes_max, gateway.patience()).await?;
     let decoded = decode::decode(&headers, body, gateway.limits.batch_events_max)?;
     let parent = decode::trace_context(&headers);
+    let latest = gateway.line.clock.now().saturating_add(NOT_BEFORE_MAX).unwrap_or(Timestamp::MAX);
+    if let Some(index) = decoded.events.iter().position(|e| e.not_before().is_some_and(|at| at > latest)) {
+        let days = NOT_BEFORE_MAX.as_hours() / 24;
+        let detail =
+            format!("event {index}: its `{NOT_BEFORE}` is more than {days} days away, the most that an event can wait");
+        return Err(Problem::bad_request("invalid-event", detail));
+    }
     let incoming = decoded
         .events
         .into_iter()
@@ -118,7 +129,7 @@ pub async fn list(State(gateway): State<Shared>, Query(query): Query<ListQuery>)
         for record in page.records {
             let seq = record.seq;
             // The stage first: what is settled then has all its outcomes when they are read.
-            let stage = gateway.dispatcher.stage(&record);
+            let stage = gateway.dispatcher.stage(&record).await?;
             let outcomes = gateway.line.storage.log.outcomes(seq).await?;
             let wanted = function.as_ref().is_none_or(|f| outcomes.iter().any(|o| o.function == *f))
                 && status.is_none_or(|s| EventStatus::of(&outcomes, stage) == s);
@@ -174,7 +185,7 @@ pub async fn get(
 ) -> Result<Response, Problem> {
     let record = find_one(&gateway, &id, query.source.as_deref()).await?;
     // The stage first: what is settled then has all its outcomes when they are read.
-    let stage = gateway.dispatcher.stage(&record);
+    let stage = gateway.dispatcher.stage(&record).await?;
     let outcomes = gateway.line.storage.log.outcomes(record.seq).await?;
     let (routing, refused) = routing::routing(&gateway.line.catalog.view(), &record);
     let view = EventView::new(record, outcomes, stage);

@@ -34,14 +34,16 @@ pub enum EventStatus {
 impl EventStatus {
     /// From what came of it and from where it is on its way.
     pub fn of(outcomes: &[Outcome], stage: Stage) -> Self {
-        match stage {
-            Stage::InFlight => return Self::Running,
-            Stage::Waiting if outcomes.is_empty() => return Self::Pending,
-            Stage::Waiting | Stage::Settled => {}
-        }
         let mut last: HashMap<&FunctionName, &Outcome> = HashMap::new();
         for outcome in outcomes.iter().filter(|o| o.disposition != Disposition::Replayed) {
             last.insert(&outcome.function, outcome);
+        }
+        match stage {
+            Stage::InFlight => return Self::Running,
+            Stage::Waiting | Stage::Later if last.is_empty() => return Self::Pending,
+            // Some have had it, others are about to.
+            Stage::Later => return Self::Running,
+            Stage::Waiting | Stage::Settled => {}
         }
         let any = |test: fn(&Outcome) -> bool| last.values().any(|o| test(o));
         if any(|o| matches!(o.disposition, Disposition::Dead | Disposition::Expired)) {

@@ -97,6 +97,8 @@ pub async fn what_is_for_later_is_parked_once(harness: &dyn Harness) {
     // The same again, and one that was done meanwhile.
     storage.log.park(vec![later("worker", 30)]).await.expect("park");
     assert_eq!(parked(&storage).await, [later("other", 20), later("worker", 10)]);
+    assert_eq!(storage.log.parked(seq).await.expect("parked"), [later("other", 20), later("worker", 10)]);
+    assert_eq!(storage.log.parked(seq.next()).await.expect("parked"), []);
     commit(&*storage.log, outcome(seq, 1, Disposition::Done)).await;
     storage.log.park(vec![later("worker", 10)]).await.expect("park");
     assert_eq!(parked(&storage).await, [later("other", 20)]);

@@ -85,6 +85,10 @@ impl Log for EmbeddedLog {
         ask(&self.shared, |answer| Request::Park { parked, answer }).await
     }
 
+    async fn parked(&self, seq: Seq) -> Result<Vec<Parked>, StorageError> {
+        self.shared.read(move |_, store| read::parked(store, seq)).await
+    }
+
     async fn advance(&self, below: Seq, epoch: u64) -> Result<(), StorageError> {
         if self.shared.queue.is_closed() {
             return Err(StorageError::Closed);

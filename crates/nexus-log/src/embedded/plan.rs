@@ -45,6 +45,8 @@ pub(crate) struct Plan<'a> {
     released: bool,
     tail_spoiled: bool,
     writes: bool,
+    /// Deliveries of this group that have an outcome.
+    tried: std::collections::HashSet<(Seq, FunctionName)>,
     /// Of a copy: outcomes of this group.
     outcomes: Vec<Outcome>,
     /// Of a copy: the message that is being planned, and what was known before it.
@@ -70,6 +72,7 @@ impl<'a> Plan<'a> {
             window: shared.config.dedup_window,
             origin: None,
             outcomes: Vec::new(),
+            tried: std::collections::HashSet::new(),
             appended: Vec::new(),
             ids: HashMap::new(),
             invocations: std::collections::HashSet::new(),
@@ -193,6 +196,9 @@ impl<'a> Plan<'a> {
                 self.outcomes.push(outcome.clone());
             }
             let function = outcome.function;
+            if outcome.disposition != Disposition::Replayed {
+                self.tried.insert((seq, function.clone()));
+            }
             match outcome.disposition {
                 // Another runtime had the event meanwhile, and settled it: this one was given up, and came late.
                 _ if late => {}
@@ -273,8 +279,9 @@ impl<'a> Plan<'a> {
                 continue;
             }
             let of_delivery = |o: &Outcome| o.function == *function && o.disposition != Disposition::Replayed;
-            let planned = self.outcomes.iter().any(|o| o.seq == seq && of_delivery(o));
-            if planned || read::outcomes_of(self.store, seq)?.iter().any(of_delivery) {
+            if self.tried.contains(&(seq, function.clone()))
+                || read::outcomes_of(self.store, seq)?.iter().any(of_delivery)
+            {
                 continue;
             }
             self.park(parked);

@@ -9,7 +9,7 @@ use nexus_core::record::Record;
 use super::codec::{self, Envelope, Kind};
 use super::shared::Shared;
 use super::store::{Store, failed};
-use crate::contract::{DeadLetter, EventQuery, Page, StorageError};
+use crate::contract::{DeadLetter, EventQuery, Page, Parked, StorageError};
 
 /// Dead letters that one call looks at: of a function that has few among very many, a page may be short.
 const DEAD_LOOKED_AT_MAX: usize = 100_000;
@@ -98,6 +98,15 @@ pub(crate) fn outcomes_of(store: &Store, seq: Seq) -> Result<Vec<Outcome>, Stora
     let range = codec::pair(seq, 0)..=codec::pair(seq, u64::MAX);
     let values = store.outcomes.range(range).take(OUTCOMES_MAX);
     values.map(|entry| codec::decode_outcome(&entry.value().map_err(failed)?)).collect()
+}
+
+/// The deliveries of an event that are parked.
+pub(crate) fn parked(store: &Store, seq: Seq) -> Result<Vec<Parked>, StorageError> {
+    let decode = |entry: fjall::Guard| {
+        let (key, value) = entry.into_inner().map_err(failed)?;
+        codec::decode_parked(&key, &value)
+    };
+    store.meta.prefix(codec::tagged(b'p', seq.0)).map(decode).collect()
 }
 
 /// Dead letters, the newest first.

@@ -25,18 +25,25 @@ pub(crate) struct Seen {
     keys: AtomicBloomFilter<RandomState>,
     /// The keys that were there at opening are in it too.
     complete: AtomicBool,
+    /// The store is to be closed.
+    stopped: AtomicBool,
 }
 
 impl Seen {
     /// For a store that was just opened; it says yes to everything until [`fill`] is done.
     pub(crate) fn new() -> Self {
         let keys = AtomicBloomFilter::with_num_bits(BITS).hasher(RandomState::new()).hashes(HASHES);
-        Self { keys, complete: AtomicBool::new(false) }
+        Self { keys, complete: AtomicBool::new(false), stopped: AtomicBool::new(false) }
     }
 
     /// Notes a key, before it is written.
     pub(crate) fn add(&self, key: &[u8]) {
         self.keys.insert(key);
+    }
+
+    /// Takes in no more: whoever closes the store waits until nobody reads from it.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Whether the key may be in the index.
@@ -64,6 +71,9 @@ fn take_in(store: &Weak<Store>) -> Result<(), StorageError> {
         // Between two pages the store can be closed.
         let Some(store) = store.upgrade() else { return Ok(()) };
         after = page(&store.ids, &store.seen, after)?;
+        if store.seen.stopped.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         if after.is_none() {
             store.seen.complete.store(true, Ordering::Release);
             return Ok(());
@@ -77,6 +87,9 @@ fn page(ids: &Keyspace, seen: &Seen, after: Option<Slice>) -> Result<Option<Slic
     let (mut count, mut last) = (0, None);
     for entry in ids.range::<Slice, _>((from, Bound::Unbounded)).take(PAGE) {
         let key = entry.key().map_err(failed)?;
+        if seen.stopped.load(Ordering::Relaxed) {
+            break;
+        }
         seen.add(&key);
         count += 1;
         last = Some(key);
@@ -114,6 +127,10 @@ mod tests {
     fn a_store_that_closes_is_not_held_by_it() {
         let folder = tempfile::tempdir().expect("folder");
         let store = Arc::new(Store::open(folder.path()).expect("open"));
+        store.ids.insert("e", "").expect("insert");
+        store.seen.stop();
+        take_in(&Arc::downgrade(&store)).expect("nothing to do");
+        assert!(store.seen.may_have(b"i"), "not all was taken in");
         let weak = Arc::downgrade(&store);
         drop(store);
         take_in(&weak).expect("nothing to do");

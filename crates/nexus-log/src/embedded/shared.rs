@@ -118,7 +118,10 @@ impl Shared {
 
     /// Lets readers at the store, or keeps them off it.
     pub(crate) fn set_store(&self, store: Option<Arc<Store>>) {
-        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+        let old = std::mem::replace(&mut *self.store.write().unwrap_or_else(PoisonError::into_inner), store);
+        if let Some(old) = old {
+            old.seen.stop();
+        }
     }
 
     /// The store, for a read of its own length: it is to ask [`Shared::serves`] now and then.

@@ -151,7 +151,7 @@ pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
         opened.map_err(|e| StorageError::Failed(format!("opening was cut short: {e}")))??;
     let first = stream.cached_info().state.first_sequence;
     if first > message + 1 {
-        (core, message) = from_snapshot(&jetstream, &identity, &shared, core, first).await?;
+        (core, message) = from_snapshot(&jetstream, &identity, &shared, core, (first, last)).await?;
     }
     stream::check_reach(&identity.name, &stream.cached_info().state, message)?;
     let artifacts = artifacts::ObjectArtifacts::new(objects, shared.clone());
@@ -182,6 +182,9 @@ pub async fn open(config: JetStreamConfig) -> Result<JetStream, StorageError> {
         jetstream: jetstream.clone(),
         identity: identity.clone(),
         replicas: config.replicas,
+        placement: config.placement.clone(),
+        broken: broken.clone(),
+        applied: applied_now.clone(),
     };
     let mut opened = JetStream {
         shortening: tokio::spawn(shortener.clone().run()),
@@ -282,6 +285,7 @@ async fn catch_up(
 
 fn open_copy(config: EmbeddedConfig, content: &Content) -> Result<(Arc<Shared>, Core, u64), StorageError> {
     let directory = Directory::take(&config.data_dir, content)?;
+    shorten::tidy(&directory);
     directory::remove_temporary(&directory.artifacts())
         .map_err(|e| StorageError::Failed(format!("tidying {}: {e}", config.data_dir.display())))?;
     let shared = Arc::new(Shared::new(config, directory));
@@ -314,7 +318,7 @@ async fn from_snapshot(
     identity: &stream::Identity,
     shared: &Arc<Shared>,
     core: Core,
-    first: u64,
+    (first, last): (u64, u64),
 ) -> Result<(Core, u64), StorageError> {
     shared.set_store(None);
     let store = core.store;
@@ -323,7 +327,7 @@ async fn from_snapshot(
     if !closed.unwrap_or(false) {
         return Err(StorageError::Failed("the copy of the log does not close".to_owned()));
     }
-    shorten::restore(jetstream, identity, shared, first).await?;
+    shorten::restore(jetstream, identity, shared, first, last).await?;
     let shared = shared.clone();
     let open = move || {
         let core = Core::open(&shared)?;
@@ -394,7 +398,7 @@ impl JetStream {
         }
     }
 
-    /// Shortens the stream at once to what came after this moment, whatever it holds; a snapshot in the object store `NAME_SNAPSHOTS` stands
+    /// Shortens the stream at once to what came after this moment, whatever it holds; a snapshot in an object store stands
     /// for what is removed. By itself that is done where the stream has more than twice of what is kept, and some minutes after
     /// the snapshot: runtimes that lag behind lose their way now, and must be started again.
     ///
