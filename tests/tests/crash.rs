@@ -88,6 +88,20 @@ async fn events_from(server: &Server, seq: u64) -> Vec<Value> {
     all
 }
 
+/// The same, once all of it is done. While it is read what is done emits: only if a second look finds no more is there no more to come.
+async fn all_done(server: &Server, seq: u64) -> Vec<Value> {
+    nexus_tests::until("everything to be done", || async {
+        let first = events_from(server, seq).await;
+        let done = |log: &[Value]| log.iter().all(|event| event["status"] == "done");
+        if !done(&first) {
+            return None;
+        }
+        let second = events_from(server, seq).await;
+        (second.len() == first.len() && done(&second)).then_some(second)
+    })
+    .await
+}
+
 /// The functions that an event of this type goes to.
 fn wanted(ty: &str) -> &'static [&'static str] {
     match ty {
@@ -177,12 +191,7 @@ async fn what_was_acknowledged_survives_every_kill() {
         // Each ten rounds what is new is looked at; in between, the next kill comes upon work that is not done.
         if round % 10 == 9 || round + 1 == rounds {
             let server = start(&data_dir);
-            nexus_tests::until("everything to be delivered", || async {
-                let log = events_from(&server, unseen).await;
-                log.iter().all(|e| e["status"] == "done").then_some(())
-            })
-            .await;
-            let log = events_from(&server, unseen).await;
+            let log = all_done(&server, unseen).await;
             let mut new = std::mem::take(&mut *acknowledged.lock().expect("not poisoned"));
             check(&format!("seed {seed}, round {round}"), &log, &new);
             all.append(&mut new);
@@ -193,12 +202,8 @@ async fn what_was_acknowledged_survives_every_kill() {
     // What was right once is right still.
     let server = start(&data_dir);
     // An event that went to nobody has no outcome to show: it is done again when the dispatcher has met it again.
-    nexus_tests::until("everything to be met again", || async {
-        let log = events_from(&server, 0).await;
-        log.iter().all(|e| e["status"] == "done").then_some(())
-    })
-    .await;
-    check(&format!("seed {seed}, at the end"), &events_from(&server, 0).await, &all);
+    let log = all_done(&server, 0).await;
+    check(&format!("seed {seed}, at the end"), &log, &all);
     println!("{} events were acknowledged over {rounds} kills", all.len());
     assert!(all.len() >= rounds, "seed {seed}: hardly anything was sent: {}", all.len());
 }
