@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 
 use nexus_core::clock::Clock;
 use nexus_core::event::{Draft, Event, ExtensionValue};
+use nexus_core::function::FunctionConfig;
 use nexus_core::function::{DeadLetterEvent, FunctionVersion, Trigger};
 use nexus_core::ids::{FunctionName, InvocationId, ReplayId, RuntimeId, Version};
+use nexus_core::journal::Partial;
 use nexus_core::kernel::KernelAccount;
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome, TriggerKind};
 use nexus_core::record::{Cause, DEPTH_MAX, NewRecord, Record};
 use nexus_core::trace::{SpanId, TraceContext};
-use nexus_engine::{Answer, Finished, HttpRequest, Invocation, Request};
+use nexus_engine::{Answer, Finished, HttpRequest, Invocation, Journaling, Replayed, Request};
 use nexus_log::{Commit, Receipt, Storage, StorageError};
 
 use crate::catalog::{Catalog, Entry};
@@ -80,12 +82,39 @@ pub struct Delivery {
 }
 
 /// A delivery that replays.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Replay {
     /// The invocation that is replayed, if the function had run before.
     pub of: Option<InvocationId>,
     /// The replay that asked for it.
     pub id: ReplayId,
+    /// What the function is told, and what becomes of what it does.
+    pub how: How,
+}
+
+/// How a replay is run.
+#[derive(Clone, Debug)]
+pub enum How {
+    /// As a new run of the function, side effects included.
+    Live {
+        /// Whether it gets the idempotency key of the event, or one of its own.
+        same_key: bool,
+    },
+    /// From the journal of an invocation, as that invocation; nothing that it emits is appended.
+    Recorded {
+        /// The journal, and how it is used.
+        journaling: Journaling,
+        /// The invocation.
+        seen_as: InvocationId,
+        /// The configuration that it had.
+        config: Arc<FunctionConfig>,
+    },
+}
+
+impl How {
+    fn same_key(&self) -> bool {
+        !matches!(self, Self::Live { same_key: false })
+    }
 }
 
 /// What a delivery came to, after it is durable.
@@ -94,6 +123,10 @@ pub struct Delivered {
     pub outcome: Outcome,
     /// What the function gave back, whole.
     pub answer: Answer,
+    /// Of a replay from a journal: what there is to say of it,
+    pub replayed: Option<Replayed>,
+    /// and the events that it would have emitted.
+    pub not_emitted: Vec<NewRecord>,
 }
 
 impl Line {
@@ -119,10 +152,11 @@ impl Line {
                 cold = ready.cold;
                 started_at = self.clock.now();
                 let started = Instant::now();
-                let trace = delivery.record.entry.trace.at(spans::invoke_span(invocation_id));
+                // What a replay from a journal sees of the trace is what the recorded invocation saw.
+                let trace = delivery.record.entry.trace.at(spans::invoke_span(delivery.seen_as(invocation_id)));
                 let name = &delivery.entry.function.name;
                 let watch = self.kernel.account(started, profile::owner(name, delivery.version.version, &trace));
-                let invocation = self.invocation(&delivery, invocation_id, started, watch.marker());
+                let invocation = self.invocation(&delivery, invocation_id, trace, started, watch.marker());
                 finished = ready.loaded.invoke(invocation).await;
                 if finished.left_behind {
                     watch.set_incomplete();
@@ -151,8 +185,8 @@ impl Line {
             init_ns: nanos(finished.init),
             cold_start: cold.is_some(),
             load_ns: cold.map(nanos),
-            replay_of: delivery.replay.and_then(|r| r.of),
-            replay_id: delivery.replay.map(|r| r.id),
+            replay_of: delivery.replay.as_ref().and_then(|r| r.of),
+            replay_id: delivery.replay.as_ref().map(|r| r.id),
             emitted: Vec::new(),
             memory_bytes: finished.memory_bytes,
             output: output::kept(&finished.answer),
@@ -164,6 +198,8 @@ impl Line {
             logs_dropped: finished.logs_dropped,
             kernel,
             slow_syscalls,
+            journal_partial: finished.journal.as_ref().and_then(|(_, partial)| *partial),
+            journal: finished.journal.map(|(journal, _)| journal),
         };
         let mut permanent = finished.permanent;
         let mut emitted = match self.fill_in(&delivery, invocation_id, finished.emitted) {
@@ -191,9 +227,16 @@ impl Line {
                 }
             }
         }
+        let not_emitted = if delivery.is_recorded() { std::mem::take(&mut emitted) } else { Vec::new() };
         outcome.emitted = emitted.iter().map(|r| r.event.id.clone()).collect();
-        match self.commit(&delivery.record, &outcome, &emitted).await {
-            Ok(()) => Ok(Delivered { outcome, answer: finished.answer }),
+        let mut committed = self.commit(&delivery.record, &outcome, &emitted).await;
+        if let (Err(StorageError::TooLarge { .. }), Some(_)) = (&committed, &outcome.journal) {
+            (outcome.journal, outcome.journal_partial) = (None, Some(Partial::NotTaken));
+            committed = self.commit(&delivery.record, &outcome, &emitted).await;
+        }
+        let replayed = finished.replayed;
+        match committed {
+            Ok(()) => Ok(Delivered { outcome, answer: finished.answer, replayed, not_emitted }),
             // Again it would be as much: so it is an outcome, without what is too much.
             Err(error @ (StorageError::TooLarge { .. } | StorageError::Invalid(_))) => {
                 outcome.status = InvocationStatus::Error;
@@ -202,7 +245,7 @@ impl Line {
                 (outcome.logs, outcome.host_calls) = (Vec::new(), Vec::new());
                 outcome.disposition = disposition(&delivery, &outcome, true, None, self.clock.now());
                 self.commit(&delivery.record, &outcome, &[]).await?;
-                Ok(Delivered { outcome, answer: finished.answer })
+                Ok(Delivered { outcome, answer: finished.answer, replayed, not_emitted })
             }
             Err(error) => Err(error),
         }
@@ -252,6 +295,8 @@ impl Line {
             logs_dropped: 0,
             kernel: KernelAccount::off("the function did not run"),
             slow_syscalls: Vec::new(),
+            journal: None,
+            journal_partial: None,
         };
         self.commit(record, &outcome, &[]).await
     }
@@ -282,11 +327,11 @@ impl Line {
         &self,
         delivery: &Delivery,
         id: InvocationId,
+        trace: TraceContext,
         started: Instant,
         marker: Arc<dyn nexus_core::mark::Marker>,
     ) -> Invocation {
         let record = &delivery.record;
-        let trace = record.entry.trace.at(spans::invoke_span(id));
         let request = match (&delivery.http, delivery.version.kind) {
             (Some(http), nexus_core::function::FunctionKind::WasiHttp) => {
                 let mut http = http.clone();
@@ -295,18 +340,17 @@ impl Line {
                 }
                 Request::Http(http)
             }
-            _ => Request::Event(Arc::new(as_seen(&record.entry.event, &delivery.entry.function.name, &trace))),
+            _ => Request::Event(Arc::new(as_seen(delivery, &trace))),
         };
-        let on_line = self.telemetry.on_line(record, &delivery.entry.function.name, id);
-        Invocation {
-            id,
-            request,
-            config: delivery.entry.config.clone(),
-            trace,
-            marker,
-            started,
-            on_line: Some(on_line),
-        }
+        let on_line = || self.telemetry.on_line(record, &delivery.entry.function.name, id);
+        let (config, journaling, on_line) = match delivery.replay.as_ref().map(|replay| &replay.how) {
+            // What is said again is not news.
+            Some(How::Recorded { journaling, config, .. }) => (config.clone(), journaling.clone(), None),
+            Some(How::Live { .. }) | None => {
+                (delivery.entry.config.clone(), delivery.entry.journaling(), Some(on_line()))
+            }
+        };
+        Invocation { id, request, config, trace, marker, started, on_line, journaling }
     }
 
     /// Makes whole events of what the function emitted. Their ids follow from the cause, so that the same event tried
@@ -326,10 +370,10 @@ impl Line {
         let received_at = self.clock.now();
         let invoke = record.entry.trace.at(spans::invoke_span(id));
         let fill = |(index, mut draft): (usize, Draft)| {
-            let cause = match delivery.replay {
-                // A replay is a new run in its own right: what it emits is not what the first run emitted.
-                Some(_) => format!("{id} {index}"),
-                None => {
+            let cause = match delivery.replay.as_ref().map(|replay| &replay.how) {
+                // A live replay is a new run in its own right: what it emits is not what the first run emitted.
+                Some(How::Live { .. }) => format!("{id} {index}"),
+                Some(How::Recorded { .. }) | None => {
                     let event = &record.entry.event;
                     format!("{} {} {function} {index}", event.source, event.id)
                 }
@@ -357,6 +401,21 @@ impl Line {
     }
 }
 
+impl Delivery {
+    /// The invocation that the function takes itself for.
+    fn seen_as(&self, id: InvocationId) -> InvocationId {
+        match self.replay.as_ref().map(|replay| &replay.how) {
+            Some(How::Recorded { seen_as, .. }) => *seen_as,
+            Some(How::Live { .. }) | None => id,
+        }
+    }
+
+    /// Whether it is run from a journal: then it changes nothing.
+    fn is_recorded(&self) -> bool {
+        matches!(&self.replay, Some(Replay { how: How::Recorded { .. }, .. }))
+    }
+}
+
 impl Incoming {
     fn into_record(self, received_at: jiff::Timestamp) -> NewRecord {
         let Self { event, parent, target, claimed_by } = self;
@@ -377,8 +436,10 @@ impl Incoming {
     }
 }
 
-/// The event as the function sees it: with the trace it is in, and with a key that is the same for every attempt.
-fn as_seen(event: &Event, function: &FunctionName, trace: &TraceContext) -> Event {
+/// The event as the function sees it: with the trace it is in, and with a key that is the same for every attempt, but for a live
+/// replay that is to be done anew.
+fn as_seen(delivery: &Delivery, trace: &TraceContext) -> Event {
+    let (event, function) = (&delivery.record.entry.event, &delivery.entry.function.name);
     let mut seen = event.clone();
     let mut set = |name: &str, value: String| {
         seen.extensions.entry(name.to_owned()).or_insert(ExtensionValue::String(value));
@@ -387,7 +448,10 @@ fn as_seen(event: &Event, function: &FunctionName, trace: &TraceContext) -> Even
     if let Some(state) = &trace.tracestate {
         set("tracestate", state.clone());
     }
-    let cause = format!("{} {} {function}", event.source, event.id);
+    let cause = match &delivery.replay {
+        Some(replay) if !replay.how.same_key() => format!("{} {} {} {function}", replay.id, event.source, event.id),
+        Some(_) | None => format!("{} {} {function}", event.source, event.id),
+    };
     set("idempotencykey", nexus_core::ids::Digest::of(cause.as_bytes()).hex()[..32].to_owned());
     seen
 }
@@ -465,6 +529,8 @@ fn denied(error: String) -> Finished {
         logs: Vec::new(),
         logs_dropped: 0,
         left_behind: false,
+        journal: None,
+        replayed: None,
         memory_bytes: None,
         init: Duration::ZERO,
         duration: Duration::ZERO,

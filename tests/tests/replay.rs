@@ -1,4 +1,4 @@
-//! Replay, live: the same event through the same line again, and what is said of the difference.
+//! Replay, live (exact replay: exact.rs): the same event through the same line again, and what is said of the difference.
 
 use nexus_tests::receiver::Receiver;
 use nexus_tests::{Cli, Server, until};
@@ -182,7 +182,11 @@ async fn a_slow_replay_can_be_ended() {
         server.settled(id, "done").await;
     }
     // One in a thousand seconds: it waits after the first.
-    let (_, answer) = server.answer(asked(&server, &json!({"trace_id": trace, "mode": "live", "rate": 0.001}))).await;
+    let mut request = json!({"trace_id": trace, "mode": "live", "rate": 0.001});
+    let (status, problem) = server.answer(asked(&server, &request)).await;
+    assert_eq!((status, &problem["events"]), (409, &json!(3)), "three at once are meant, or not: {problem}");
+    request["confirm"] = true.into();
+    let (_, answer) = server.answer(asked(&server, &request)).await;
     let path = format!("/v1/replays/{}", answer["replay_id"].as_str().expect("an id"));
     let running =
         until("the first event's replay", async || Some(server.get(&path).await).filter(|r| r["done"] == 1)).await;
@@ -214,8 +218,12 @@ async fn what_cannot_be_replayed_is_refused() {
     check(json!({"event_id": "2", "mode": "live", "function": "none"}), 404, "function none").await;
     check(json!({"event_id": "2", "mode": "live", "function": "order-check@9"}), 404, "order-check@9").await;
     check(json!({"event_id": "1", "mode": "live"}), 409, "2 sources").await;
-    check(json!({"event_id": "2"}), 501, "deterministic").await;
-    check(json!({"event_id": "2", "mode": "deterministic"}), 501, "mode `live`").await;
+    check(json!({"event_id": "2", "same_key": true}), 400, "same_key").await;
+    check(json!({"event_id": "2", "mode": "live", "allow_live": true}), 400, "allow_live").await;
+    check(json!({"filter": {"type": "t"}, "data": 1}), 400, "data").await;
+    check(json!({"filter": {"type": "none"}}), 404, "no event").await;
+    check(json!({"filter": {"colour": "red"}}), 400, "colour").await;
+    check(json!({"event_id": "2", "concurrency": 0}), 400, "concurrency").await;
     check(json!({"mode": "live"}), 400, "exactly one").await;
     check(json!({"event_id": "2", "trace_id": first["trace_id"], "mode": "live"}), 400, "exactly one").await;
     check(json!({"event_id": "2", "mode": "quick"}), 400, "quick").await;
@@ -281,7 +289,9 @@ async fn the_command_line_replays_by_any_id() {
     check(&["1", "--mode", "live", "--data", &data.to_string()], 0, "differs in output", "");
     // No order at all: it fails where it went well before.
     check(&["1", "--mode", "live", "--data", "1"], 1, "1 failed", "");
-    check(&["1"], 1, "", "deterministic replay is not in this version");
+    check(&["1"], 0, "1 identical", "");
+    check(&["1", "--data", &data.to_string(), "--fail-on", "diverged"], 1, "1 diverged", "");
+    check(&[], 2, "", "");
     check(&["none", "--mode", "live"], 3, "", "there is no event none");
     check(&["1", "--mode", "live", "--function", "order-check@7"], 3, "", "order-check@7");
     check(&["1", "--mode", "live", "--data", "{"], 2, "", "--data is not JSON");

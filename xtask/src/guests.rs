@@ -27,7 +27,7 @@ const TEMPLATE_WIT: &str = "nexus-runtime/templates/rust/wit/nexus-function.wit"
 /// The allocator of the guests without a standard library.
 const BUMP: &str = "tests/guests/bump.rs";
 
-const GUESTS: [Guest; 8] = [
+const GUESTS: [Guest; 9] = [
     Guest { dir: "examples/order-check", shared: &[WIT] },
     Guest { dir: "examples/thumbnail", shared: &[] },
     Guest { dir: "examples/webhook-forward", shared: &[] },
@@ -36,6 +36,7 @@ const GUESTS: [Guest; 8] = [
     Guest { dir: "tests/guests/hello-http", shared: &[BUMP] },
     Guest { dir: "tests/guests/noop", shared: &[BUMP, WIT] },
     Guest { dir: "tests/guests/probe", shared: &[] },
+    Guest { dir: "tests/guests/script", shared: &[] },
 ];
 
 /// Folders whose every crate must be in [`GUESTS`].

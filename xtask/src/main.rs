@@ -6,6 +6,7 @@ mod ci;
 mod demo;
 mod faults;
 mod guests;
+mod languages;
 mod process;
 mod tidy;
 mod vm_test;
@@ -49,6 +50,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// The tests' functions in JavaScript and Python, got from npm and PyPI; prints their folder, which NEXUS_LANGUAGES is to name
+    Languages,
     /// The probes on other kernels: Debian's packages, in qemu. Takes some minutes
     VmTest {
         /// Beginnings of package names, as `linux-image-6.12.` [default: Debian 12's 6.1 and 6.12]
@@ -95,6 +98,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::VmTest { kernels } => vm_test::run(&kernels),
         Command::BuildEbpf { check } => build_ebpf::run(check),
         Command::Guests { check } => guests::run(check),
+        Command::Languages => {
+            println!("{}", languages::run()?.display());
+            Ok(())
+        }
         Command::Faults { seeds, first } => faults::run(first, seeds),
         Command::Bench { seconds, rounds, only } => bench::run(seconds, rounds, &only),
     }

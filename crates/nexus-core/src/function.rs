@@ -69,6 +69,59 @@ pub struct FunctionConfig {
     pub egress: Vec<String>,
     /// Folders of the host that the function sees. Only below those that the server allows.
     pub mounts: Vec<Mount>,
+    /// What is recorded of its invocations, so that they can be replayed exactly.
+    #[serde(skip_serializing_if = "JournalConfig::is_default")]
+    pub journal: JournalConfig,
+}
+
+/// What is recorded of a function's invocations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// Of how many invocations a journal is written: 1 is all, 0 none, 0.1 every tenth or so.
+    pub sample: f64,
+    /// The most bytes of one journal before compression: 1,024 to 16,777,216. One that has more is marked partial, and its
+    /// invocation cannot be replayed exactly; it is not disturbed.
+    pub bytes_max: u64,
+    /// Headers of outgoing requests and of their responses whose values are kept out, beside `authorization`,
+    /// `proxy-authorization`, `cookie`, `set-cookie` and `x-api-key`. At most 64.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub redact: Vec<String>,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { sample: 1.0, bytes_max: 1 << 20, redact: Vec::new() }
+    }
+}
+
+impl JournalConfig {
+    /// Headers whose values never come into a journal.
+    const SECRET: [&'static str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// All headers whose values are kept out, in lower case.
+    pub fn redacted(&self) -> Vec<String> {
+        let named = self.redact.iter().map(|name| name.to_ascii_lowercase());
+        Self::SECRET.iter().map(|name| (*name).to_owned()).chain(named).collect()
+    }
+
+    fn validate(&self) -> Result<(), InvalidConfig> {
+        let invalid = |field: &str, why: String| Err(InvalidConfig { field: format!("journal.{field}"), why });
+        if !(0.0..=1.0).contains(&self.sample) {
+            return invalid("sample", format!("is {}; it must be 0 (none) to 1 (all)", self.sample));
+        }
+        if !(1024..=16 << 20).contains(&self.bytes_max) {
+            return invalid("bytes_max", format!("is {}; it must be 1024 to {}", self.bytes_max, 16 << 20));
+        }
+        if self.redact.len() > 64 || self.redact.iter().any(|name| name.is_empty() || name.len() > 256) {
+            return invalid("redact", "must be at most 64 names of headers, each of 1 to 256 bytes".into());
+        }
+        Ok(())
+    }
 }
 
 /// One subscription.
@@ -275,6 +328,7 @@ impl FunctionConfig {
                 return invalid(format!("egress[{i}]"), "must be host, host:port, host:* or *.host");
             }
         }
+        self.journal.validate()?;
         range("mounts", self.mounts.len() as u64, 0, 16)?;
         for (i, mount) in self.mounts.iter().enumerate() {
             if !mount.host.is_absolute() {

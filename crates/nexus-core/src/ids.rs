@@ -234,6 +234,13 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The first half of it: enough to tell apart what nobody made to be alike.
+    pub fn half(&self) -> [u8; 16] {
+        let mut half = [0; 16];
+        half.copy_from_slice(&self.0[..16]);
+        half
+    }
+
     /// The 64 hexadecimal digits alone: a file name.
     pub fn hex(&self) -> String {
         hex::encode(self.0)

@@ -9,6 +9,7 @@ pub mod event;
 pub mod filter;
 pub mod function;
 pub mod ids;
+pub mod journal;
 pub mod kernel;
 pub mod mark;
 pub mod outcome;

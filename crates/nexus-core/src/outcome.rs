@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{FunctionName, InvocationId, ReplayId, Seq, Version};
+use crate::journal::{Kept, Partial};
 use crate::kernel::{KernelAccount, SlowSyscall};
 
 /// How an invocation ended.
@@ -261,6 +262,12 @@ pub struct Outcome {
     /// System calls over the threshold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slow_syscalls: Vec<SlowSyscall>,
+    /// What the guest learned, if that was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<Kept>,
+    /// Why the journal is not whole, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_partial: Option<Partial>,
 }
 
 fn is_zero(n: &u64) -> bool {

@@ -5,6 +5,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nexus_core::ids::Digest;
 use wasmtime::component::Component;
@@ -27,7 +28,10 @@ pub(crate) fn path(dir: &Path, engine: &Engine, digest: Digest, profile: Profile
 
 /// Writes an artifact so that it is there whole or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
-    let part = path.with_extension(format!("{}.part", std::process::id()));
+    // One component may be compiled twice at once.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let part = path.with_extension(format!("{}-{number}.part", std::process::id()));
     let written = (|| {
         let mut file = std::fs::File::create(&part)?;
         file.write_all(bytes)?;

@@ -21,13 +21,17 @@ use nexus_core::trace::{SpanId, TraceContext};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
+use wasmtime_wasi_http::p2::DEFAULT_OUTGOING_BODY_BUFFER_CHUNKS;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::socket::Socket;
+use crate::tape::{Answer, Answers, Tape, recorded, whole};
 
 /// How much of a URL and of a method the record of a call keeps.
 const URL_BYTES_MAX: usize = 2048;
 const METHOD_BYTES_MAX: usize = 32;
+/// Writes to one body that a replay holds.
+const PLAYED_CHUNKS_MAX: usize = 1 << 24;
 
 /// The import that all of this is done for.
 const HANDLE: Part = Part::Import("wasi:http/outgoing-handler.handle");
@@ -160,7 +164,20 @@ impl<T: Send + 'static> Future for Owned<T> {
 }
 
 /// The hook through which `wasi:http/outgoing-handler` sends.
-pub(crate) struct Hooks(pub Arc<Calls>);
+pub(crate) struct Hooks {
+    calls: Arc<Calls>,
+    tape: Tape,
+    /// Writes to a body that nobody has taken yet.
+    chunks_max: usize,
+}
+
+impl Hooks {
+    pub fn new(calls: Arc<Calls>, tape: Tape) -> Self {
+        // In a replay it was decided when it was recorded whether a write finds room.
+        let chunks_max = if tape.plays() { PLAYED_CHUNKS_MAX } else { DEFAULT_OUTGOING_BODY_BUFFER_CHUNKS };
+        Self { calls, tape, chunks_max }
+    }
+}
 
 impl WasiHttpHooks for Hooks {
     fn send_request(
@@ -169,9 +186,20 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _consumed: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let calls = self.0.clone();
-        let work = send(calls.clone(), request, options);
-        calls.owned(work)
+        let calls = self.calls.clone();
+        let asked = |answers: &mut Answers| answers.to(request.method().as_str(), &whole(request.uri()));
+        match self.tape.answers(asked) {
+            Some(Answer::Recorded(came)) => Box::new(std::future::ready(recorded(came))),
+            Some(Answer::Denied) => Box::new(std::future::ready(Err(Error::HttpRequestDenied))),
+            Some(Answer::Live) | None => {
+                let work = send(calls.clone(), request, options);
+                calls.owned(work)
+            }
+        }
+    }
+
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        self.chunks_max
     }
 }
 

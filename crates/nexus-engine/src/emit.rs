@@ -5,7 +5,7 @@ use nexus_core::event::Draft;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::invoke::Answer;
+use crate::request::Answer;
 
 /// The most events that one invocation may emit.
 pub(crate) const EMIT_MAX: usize = 1000;

@@ -1,5 +1,6 @@
 //! The engine: two profiles of wasmtime, one pool each, one ticker for both.
 
+use std::hash::{Hash as _, Hasher as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,8 @@ use std::time::Duration;
 use nexus_core::threads;
 use tokio::sync::Semaphore;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::EngineError;
 
@@ -92,6 +95,8 @@ pub struct Engine {
 /// One wasmtime engine, and as many permits as its pool has places.
 pub(crate) struct ProfileEngine {
     pub wasmtime: wasmtime::Engine,
+    /// What makes it compile the code that it does.
+    pub code: u64,
     pub places: Arc<Semaphore>,
     pub places_max: u32,
     pub linkers: crate::worlds::Linkers,
@@ -144,8 +149,22 @@ impl ProfileEngine {
         let start = |e: wasmtime::Error| EngineError::Start(format!("profile {}: {e:#}", profile.as_str()));
         let wasmtime = wasmtime::Engine::new(&config(profile, instances)).map_err(start)?;
         let linkers = crate::worlds::Linkers::new(&wasmtime).map_err(start)?;
-        Ok(Self { wasmtime, places: Arc::new(Semaphore::new(instances as usize)), places_max: instances, linkers })
+        let code = code(&wasmtime);
+        Ok(Self {
+            wasmtime,
+            code,
+            places: Arc::new(Semaphore::new(instances as usize)),
+            places_max: instances,
+            linkers,
+        })
     }
+}
+
+/// What makes two engines compile the same code.
+fn code(wasmtime: &wasmtime::Engine) -> u64 {
+    let mut hasher = Xxh3Default::new();
+    wasmtime.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The most core instances in a component.

@@ -10,24 +10,30 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::egress::Hooks;
 use crate::limiter::Limiter;
+use crate::tape::Tape;
+use crate::tape::http::Places;
 
 /// The most handles that a guest may hold at once: streams, requests, pollables.
 const HANDLES_MAX: usize = 10_000;
+/// The most random bytes in one call.
+pub(crate) const RANDOM_BYTES_MAX: u64 = 1 << 20;
 
 /// The state of a component.
 pub(crate) struct Host {
     pub limiter: Limiter,
+    pub tape: Tape,
+    pub places: Places,
+    pub table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     hooks: Hooks,
-    table: ResourceTable,
 }
 
 impl Host {
-    pub fn new(limiter: Limiter, wasi: WasiCtx, hooks: Hooks) -> Self {
+    pub fn new(limiter: Limiter, wasi: WasiCtx, hooks: Hooks, tape: Tape) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
-        Self { limiter, wasi, http: WasiHttpCtx::new(), hooks, table }
+        Self { limiter, tape, places: Places::new(), table, wasi, http: WasiHttpCtx::new(), hooks }
     }
 }
 
@@ -46,19 +52,21 @@ impl WasiHttpView for Host {
 /// The state of a preview-1 module.
 pub(crate) struct Preview1Host {
     pub limiter: Limiter,
+    pub tape: Tape,
     pub wasi: WasiP1Ctx,
 }
 
-/// What every kind of guest sees of the world: its environment, its mounts, its streams; no network but by
-/// `wasi:http`.
+/// What every kind of guest sees of the world: its environment, its mounts, its streams, and by the tape its clocks and random
+/// numbers; no network but by `wasi:http`. A replay has no mounts: it changes nothing.
 pub(crate) fn wasi(
     config: &FunctionConfig,
+    tape: &Tape,
     stdin: Option<MemoryInputPipe>,
     stdout: impl StdoutStream + 'static,
     stderr: impl StdoutStream + 'static,
 ) -> Result<WasiCtxBuilder, String> {
     let mut wasi = WasiCtxBuilder::new();
-    wasi.stdout(stdout).stderr(stderr).max_random_size(1 << 20);
+    wasi.stdout(stdout).stderr(stderr).max_random_size(RANDOM_BYTES_MAX);
     // File calls run on the invocation's own thread, so that they are seen as its own (see `Loaded::invoke`). A mount takes
     // this over when it is added: it comes first.
     wasi.allow_blocking_current_thread(true);
@@ -68,7 +76,9 @@ pub(crate) fn wasi(
     for (name, value) in &config.env {
         wasi.env(name, value);
     }
-    for mount in &config.mounts {
+    tape.install(&mut wasi);
+    let mounts = if tape.is_replay() { &[][..] } else { &config.mounts[..] };
+    for mount in mounts {
         let perms = if mount.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
         wasi.preopened_dir(&mount.host, &mount.guest, perms)
             .map_err(|e| format!("mount {} cannot be opened: {e:#}", mount.host.display()))?;

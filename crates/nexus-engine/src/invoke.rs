@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::HeaderMap;
-use http_body_util::{BodyExt, Full, Limited};
-use nexus_core::event::{Draft, Event, percent_encode};
+use http_body_util::{BodyExt, Limited};
+use nexus_core::event::Draft;
 use nexus_core::function::FunctionConfig;
 use nexus_core::ids::InvocationId;
+use nexus_core::journal::{Kept, Partial};
 use nexus_core::mark::{Marked, Marker, Part};
 use nexus_core::outcome::{HostCall, InvocationStatus, LogLine, LogStream};
 use nexus_core::trace::TraceContext;
@@ -23,34 +22,14 @@ use crate::emit;
 use crate::engine::ProfileEngine;
 use crate::host::{self, Host, Preview1Host};
 use crate::limiter::{Limiter, Memory};
+use crate::request::{Answer, Request, to_http};
 use crate::streams::{Lines, OnLine, Sink};
+use crate::tape::{CutHere, Journaling, Left, Replayed, Tape};
 use crate::worlds::{Loaded, World};
 
 /// How much longer than its timeout an invocation is waited for, where it blocks in the host and its own clock is not
 /// asked.
 const TIMEOUT_SLACK: Duration = Duration::from_millis(20);
-
-/// An HTTP request as it is handed to a function.
-#[derive(Clone, Debug)]
-pub struct HttpRequest {
-    /// The method.
-    pub method: http::Method,
-    /// Path and query, from `/` on.
-    pub path_and_query: String,
-    /// The headers, `host` among them.
-    pub headers: HeaderMap,
-    /// The body, whole.
-    pub body: Bytes,
-}
-
-/// What a function is run on.
-#[derive(Clone, Debug)]
-pub enum Request {
-    /// An event, in the way of the function's world.
-    Event(Arc<Event>),
-    /// An HTTP request as it came. Only for `wasi:http`; other worlds get the event that stands for it.
-    Http(HttpRequest),
-}
 
 /// One run of a function.
 pub struct Invocation {
@@ -68,38 +47,8 @@ pub struct Invocation {
     pub started: Instant,
     /// Called with each log line as it is written.
     pub on_line: Option<OnLine>,
-}
-
-/// What a function gave back.
-#[derive(Clone, Debug, Default)]
-pub struct Answer {
-    /// The HTTP status, where it answered over HTTP or named one.
-    pub http_status: Option<u16>,
-    /// Response headers, the content type among them.
-    pub headers: HeaderMap,
-    /// The bytes.
-    pub body: Bytes,
-}
-
-impl Answer {
-    pub(crate) fn of(content_type: &str, body: Bytes) -> Self {
-        let mut headers = HeaderMap::new();
-        if let Ok(value) = content_type.parse() {
-            headers.insert(http::header::CONTENT_TYPE, value);
-        }
-        Self { http_status: None, headers, body }
-    }
-
-    /// How long the function asks to be left alone, by the header of that name in seconds.
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
-        let seconds = self.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-        Some(Duration::from_secs(seconds))
-    }
-
-    /// The media type that the function named.
-    pub fn content_type(&self) -> Option<&str> {
-        self.headers.get(http::header::CONTENT_TYPE)?.to_str().ok()
-    }
+    /// What becomes of its journal.
+    pub journaling: Journaling,
 }
 
 /// Everything that is known of an invocation when it is over.
@@ -128,6 +77,10 @@ pub struct Finished {
     /// Whether something that cannot be ended still works for it: a thread that blocks in a file or in a name's
     /// resolution. What that does from now on is in nobody's account.
     pub left_behind: bool,
+    /// Its journal, where one was written, and why it is not whole, if it is not.
+    pub journal: Option<(Kept, Option<Partial>)>,
+    /// What there is to say of it as a replay, if it is one.
+    pub replayed: Option<Replayed>,
     /// Bytes of its linear memories at its end, when they are largest. `None` where that is not known.
     pub memory_bytes: Option<u64>,
     /// The time to make the instance.
@@ -163,7 +116,7 @@ impl Loaded {
     ///
     /// Cancelled (dropped), it ends the guest at once.
     pub async fn invoke(self: &Arc<Self>, invocation: Invocation) -> Finished {
-        let Invocation { id, request, config, trace, marker, started, on_line } = invocation;
+        let Invocation { id, request, config, trace, marker, started, on_line, journaling } = invocation;
         let bounds = &self.engine.config;
         let lines = Lines::new(started, bounds.log_bytes_max, on_line);
         let calls = Calls::new(
@@ -177,6 +130,8 @@ impl Loaded {
         let timeout = config.limits.timeout();
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
         let place = self.profile_engine().places.clone().acquire_many_owned(self.places).await;
+        let partial = (!config.mounts.is_empty()).then_some(Partial::Files);
+        let tape = Tape::new(journaling, self.profile_engine().code, partial);
         let blocking = !config.mounts.is_empty();
         let guest = Guest {
             loaded: self.clone(),
@@ -186,6 +141,7 @@ impl Loaded {
             calls: calls.clone(),
             lines: lines.clone(),
             marker: marker.clone(),
+            tape: tape.clone(),
         };
         let marked = Marked::new(marker, Part::Guest, Box::pin(guest.run()));
         let ran = if blocking {
@@ -213,6 +169,8 @@ impl Loaded {
             logs,
             logs_dropped,
             left_behind,
+            journal: None,
+            replayed: None,
             memory_bytes: memory.map(|memory| memory.bytes as u64),
             init,
             duration,
@@ -222,6 +180,11 @@ impl Loaded {
             Err(failure) => {
                 fail(&mut finished, failure, memory.is_some_and(|m| m.refused), timeout, bounds.output_bytes_max)
             }
+        }
+        if tape.is_there() {
+            let output = finished.answer.hash(&finished.emitted);
+            finished.journal = tape.recorded(finished.status == InvocationStatus::Timeout, output, left_behind);
+            finished.replayed = tape.replayed(output);
         }
         finished
     }
@@ -237,7 +200,8 @@ fn fail(finished: &mut Finished, failure: Failure, refused: bool, timeout: Durat
         Failure::TooMuch => {
             (InvocationStatus::Error, format!("the function gave back more than {output_bytes_max} bytes"))
         }
-        Failure::Stopped(error) if error.is::<TimeUp>() => {
+        Failure::Stopped(error) if error.is::<Left>() => (InvocationStatus::Trap, Left.to_string()),
+        Failure::Stopped(error) if error.is::<TimeUp>() || error.is::<CutHere>() => {
             (InvocationStatus::Timeout, format!("stopped after {} ms, its timeout", timeout.as_millis()))
         }
         Failure::Stopped(error) if refused => {
@@ -308,6 +272,7 @@ struct Guest {
     calls: Arc<Calls>,
     lines: Arc<Mutex<Lines>>,
     marker: Arc<dyn Marker>,
+    tape: Tape,
 }
 
 impl Guest {
@@ -369,8 +334,14 @@ impl Guest {
     fn component_store(&self, stdin: Option<MemoryInputPipe>, stdout: Option<Sink>) -> Result<Store<Host>, Failure> {
         let stdout = stdout.unwrap_or_else(|| Sink::lines(LogStream::Stdout, self.lines.clone()));
         let stderr = Sink::lines(LogStream::Stderr, self.lines.clone());
-        let mut wasi = host::wasi(&self.config, stdin, Flushed(stdout), Flushed(stderr)).map_err(not_permanent)?;
-        let host = Host::new(self.limiter(), wasi.build(), Hooks(self.calls.clone()));
+        let mut wasi =
+            host::wasi(&self.config, &self.tape, stdin, Flushed(stdout), Flushed(stderr)).map_err(not_permanent)?;
+        let host = Host::new(
+            self.limiter(),
+            wasi.build(),
+            Hooks::new(self.calls.clone(), self.tape.clone()),
+            self.tape.clone(),
+        );
         let mut store = Store::new(&self.profile_engine().wasmtime, host);
         store.limiter(|host| &mut host.limiter);
         self.set_deadline(&mut store);
@@ -385,9 +356,17 @@ impl Guest {
     /// At every tick the guest lets others run, and at its deadline it is stopped.
     fn set_deadline<T: Send + 'static>(&self, store: &mut Store<T>) {
         let deadline = self.started + self.config.limits.timeout();
+        let tape = self.tape.clone();
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |_| {
-            if Instant::now() >= deadline { Err(TimeUp.into()) } else { Ok(UpdateDeadline::Yield(1)) }
+            // A clock that left the recording could not say so itself.
+            if tape.has_left() {
+                Err(Left.into())
+            } else if Instant::now() >= deadline {
+                Err(TimeUp.into())
+            } else {
+                Ok(UpdateDeadline::Yield(1))
+            }
         });
     }
 
@@ -494,9 +473,9 @@ impl Guest {
     ) -> Result<(Answer, Vec<Draft>), Failure> {
         let stdout = Sink::result(self.loaded.engine.config.output_bytes_max);
         let stderr = Sink::lines(LogStream::Stderr, self.lines.clone());
-        let mut wasi =
-            host::wasi(&self.config, Some(self.stdin()), stdout.clone(), Flushed(stderr)).map_err(not_permanent)?;
-        let host = Preview1Host { limiter: self.limiter(), wasi: wasi.build_p1() };
+        let mut wasi = host::wasi(&self.config, &self.tape, Some(self.stdin()), stdout.clone(), Flushed(stderr))
+            .map_err(not_permanent)?;
+        let host = Preview1Host { limiter: self.limiter(), tape: self.tape.clone(), wasi: wasi.build_p1() };
         let mut store = Store::new(&self.profile_engine().wasmtime, host);
         store.limiter(|host| &mut host.limiter);
         self.set_deadline(&mut store);
@@ -567,52 +546,6 @@ fn exited(ended: Result<i32, wasmtime::Error>, stdout: &Sink) -> Result<(Answer,
         Ok(code) => Err(not_permanent(format!("the command ended with exit code {code}"))),
         Err(error) => Err(Failure::Stopped(error)),
     }
-}
-
-/// The request that a `wasi:http` function sees: as it came, or an event in CloudEvents' binary mode.
-fn to_http(request: &Request) -> Result<http::Request<Full<Bytes>>, String> {
-    let (event, mut http) = match request {
-        Request::Http(request) => {
-            let mut http = http::Request::new(Full::new(request.body.clone()));
-            *http.method_mut() = request.method.clone();
-            *http.uri_mut() = request.path_and_query.parse().map_err(|e| format!("path: {e}"))?;
-            *http.headers_mut() = request.headers.clone();
-            http.headers_mut().entry(http::header::HOST).or_insert(http::HeaderValue::from_static("nexus"));
-            return Ok(http);
-        }
-        Request::Event(event) => {
-            let body = event.data.as_ref().map_or_else(Bytes::new, |d| Bytes::copy_from_slice(d.as_bytes()));
-            (event, http::Request::new(Full::new(body)))
-        }
-    };
-    *http.method_mut() = http::Method::POST;
-    *http.uri_mut() = http::Uri::from_static("/");
-    let headers = http.headers_mut();
-    headers.insert(http::header::HOST, http::HeaderValue::from_static("nexus"));
-    let mut set = |name: &str, value: &str| -> Result<(), String> {
-        let name = http::HeaderName::try_from(name).map_err(|e| format!("attribute {name}: {e}"))?;
-        let value = http::HeaderValue::try_from(value).map_err(|e| format!("attribute {name}: {e}"))?;
-        headers.insert(name, value);
-        Ok(())
-    };
-    set("ce-specversion", "1.0")?;
-    set("ce-id", &percent_encode(&event.id))?;
-    set("ce-source", &percent_encode(&event.source))?;
-    set("ce-type", &percent_encode(&event.ty))?;
-    for (name, value) in [("subject", &event.subject), ("time", &event.time), ("dataschema", &event.dataschema)] {
-        if let Some(value) = value {
-            set(&format!("ce-{name}"), &percent_encode(value))?;
-        }
-    }
-    for (name, value) in &event.extensions {
-        set(&format!("ce-{name}"), &percent_encode(&value.to_string()))?;
-    }
-    match (&event.datacontenttype, &event.data) {
-        (Some(content_type), _) => set("content-type", content_type)?,
-        (None, Some(_)) => set("content-type", "application/json")?,
-        (None, None) => {}
-    }
-    Ok(http)
 }
 
 /// Logs the last line, though it has no end, when the guest's store goes.

@@ -11,13 +11,17 @@ mod host;
 mod invoke;
 mod kind;
 mod limiter;
+mod request;
 mod socket;
 mod streams;
+mod tape;
 mod worlds;
 
 pub use engine::{Engine, EngineConfig, Profile};
-pub use invoke::{Answer, Finished, HttpRequest, Invocation, Request};
+pub use invoke::{Finished, Invocation};
 pub use kind::Rejected;
+pub use request::{Answer, HttpRequest, Request};
+pub use tape::{Journaling, Replayed, Unmatched};
 pub use worlds::{Code, Loaded};
 
 /// Why the engine could not do what was asked; the host's fault, never the guest's.

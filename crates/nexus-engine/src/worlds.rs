@@ -14,6 +14,7 @@ use crate::cache::{self, Artifact};
 use crate::engine::{self, Engine, Profile, ProfileEngine};
 use crate::host::{Host, Preview1Host};
 use crate::kind::{self, Form, Rejected};
+use crate::tape;
 use crate::{EngineError, kind::missing_import};
 
 /// What is offered to guests, for one engine.
@@ -27,8 +28,15 @@ impl Linkers {
         let mut component = Linker::new(engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut component)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut component)?;
+        component.allow_shadowing(true);
+        tape::io::link(&mut component)?;
+        tape::http::link(&mut component)?;
+        tape::random::link(&mut component)?;
         let mut module = wasmtime::Linker::new(engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut module, |host: &mut Preview1Host| &mut host.wasi)?;
+        let real = module.clone();
+        module.allow_shadowing(true);
+        tape::preview1::link(&mut module, real)?;
         Ok(Self { component, module })
     }
 }

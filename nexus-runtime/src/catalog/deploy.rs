@@ -143,6 +143,9 @@ impl Catalog {
             if old.as_ref() == Some(&new) {
                 return Ok(new);
             }
+            if old.as_ref().is_none_or(|old| old.config != new.config) {
+                self.keep_config(&new.config).await?;
+            }
             match self.put(new.clone(), revision).await {
                 Ok(()) => return Ok(new),
                 Err(StorageError::Conflict { .. }) => {}

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use nexus_core::event::Event;
 use nexus_core::function::{Function, FunctionConfig, FunctionVersion};
 use nexus_core::ids::{Digest, FunctionName, FunctionRef};
-use nexus_engine::{Engine, Profile};
+use nexus_engine::{Engine, Journaling, Profile};
 use nexus_log::{Revision, Storage, StorageError};
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, watch};
@@ -21,6 +21,8 @@ pub use deploy::DeployError;
 pub use loaded::Ready;
 
 const PREFIX: &str = "functions/";
+/// Under it configurations are kept by their digest for as long as the registry is: a journal names the one that its invocation had.
+const CONFIGS: &str = "configs/";
 /// The pause before the registry is read again after that failed.
 const REFRESH_PAUSE: Duration = Duration::from_millis(500);
 
@@ -56,6 +58,8 @@ pub struct Entry {
     /// One permit for each HTTP call that runs or waits to, so that those for a slow function do not take all of the
     /// server's places.
     pub calls: Arc<Semaphore>,
+    /// How its invocations are recorded, where one is.
+    recording: Journaling,
     revision: Revision,
 }
 
@@ -63,6 +67,12 @@ impl Entry {
     /// The memory profile that its limits ask for.
     pub fn profile(&self) -> Profile {
         Profile::for_memory(self.config.limits.memory_mb)
+    }
+
+    /// What becomes of the journal of its next invocation.
+    pub fn journaling(&self) -> Journaling {
+        let sample = self.config.journal.sample;
+        if sample >= 1.0 || rand::random::<f64>() < sample { self.recording.clone() } else { Journaling::Off }
     }
 
     /// The version that a reference means.
@@ -158,7 +168,12 @@ impl Catalog {
                 (Arc::new(Semaphore::new(concurrency)), Arc::new(calls))
             }
         };
-        Entry { function, config, permits, calls, revision }
+        let recording = Journaling::Record {
+            bytes_max: usize::try_from(config.journal.bytes_max).unwrap_or(usize::MAX),
+            config: digest_of(&config),
+            redacted: Arc::new(config.journal.redacted()),
+        };
+        Entry { function, config, permits, calls, recording, revision }
     }
 
     /// Writes a function to the registry, and takes it into the view: where nothing else has changed the rest need not be read
@@ -217,10 +232,52 @@ impl Catalog {
         self.loaded.get(version.digest, entry.profile()).await
     }
 
+    /// The configuration that a journal names: an entry's present one, or one that was there before. `None`: it is not known any more.
+    pub async fn config(&self, entry: &Entry, digest: [u8; 16]) -> Result<Option<Arc<FunctionConfig>>, StorageError> {
+        if digest_of(&entry.config) == digest {
+            return Ok(Some(entry.config.clone()));
+        }
+        let Some((bytes, _)) = self.storage.registry.get(&config_key(digest)).await? else { return Ok(None) };
+        let config = serde_json::from_slice(&bytes)
+            .map_err(|e| StorageError::Damaged(format!("registry entry {}: {e}", config_key(digest))))?;
+        Ok(Some(Arc::new(config)))
+    }
+
+    /// Keeps a configuration, so that what is recorded under it can be replayed when it has changed.
+    async fn keep_config(&self, config: &FunctionConfig) -> Result<(), StorageError> {
+        let key = config_key(digest_of(config));
+        let bytes = serde_json::to_vec(config).map_err(|e| StorageError::Failed(e.to_string()))?;
+        let _alone = self.refreshing.lock().await;
+        match self.storage.registry.put(&key, bytes.into(), None).await {
+            Ok(revision) => {
+                // It is no function: the view knows all that there is to know of this change.
+                self.read_to.send_if_modified(|read| {
+                    let next = *read + 1 == revision.0;
+                    *read += u64::from(next);
+                    next
+                });
+                Ok(())
+            }
+            // It is there already.
+            Err(StorageError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The bytes that a version was deployed as.
     pub async fn artifact(&self, digest: Digest) -> Result<Bytes, nexus_engine::EngineError> {
         self.loaded.artifact(digest).await
     }
+}
+
+/// The first half of the digest of a configuration, by which a journal names it.
+fn digest_of(config: &FunctionConfig) -> [u8; 16] {
+    let json = serde_json::to_vec(config).unwrap_or_default();
+    Digest::of(&json).half()
+}
+
+fn config_key(digest: [u8; 16]) -> String {
+    format!("{CONFIGS}{:032x}", u128::from_be_bytes(digest))
 }
 
 fn key(name: &FunctionName) -> String {

@@ -42,6 +42,11 @@ impl Client {
     /// Sends; an answer that is an error becomes a failure with its exit code.
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
         let response = self.send_any(request).await?;
+        self.checked(response).await
+    }
+
+    /// An answer that is an error becomes a failure with its exit code.
+    pub async fn checked(&self, response: Response) -> Result<Response, Failure> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);

@@ -44,6 +44,7 @@ pub async fn call(State(gateway): State<Shared>, request: Request) -> Result<Res
     let parent = decode::trace_context(&head.headers);
     let mut headers = head.headers;
     http_event::strip(&mut headers);
+    http_event::put_in_order(&mut headers);
     let http = HttpRequest {
         method: head.method,
         path_and_query,
@@ -117,7 +118,7 @@ fn apart(uri: &http::Uri) -> (String, String) {
 }
 
 fn respond(delivered: Delivered) -> Response {
-    let Delivered { outcome, answer } = delivered;
+    let Delivered { outcome, answer, .. } = delivered;
     if outcome.status == InvocationStatus::Ok || answer.http_status.is_some() {
         let status = answer.http_status.and_then(|s| StatusCode::from_u16(s).ok());
         let empty = if answer.body.is_empty() { StatusCode::NO_CONTENT } else { StatusCode::OK };

@@ -219,3 +219,21 @@ pub async fn invocation(State(gateway): State<Shared>, Path(id): Path<String>) -
     });
     Ok(Json(answer).into_response())
 }
+
+/// The calls of the host that were recorded of an invocation.
+pub async fn journal(State(gateway): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let id: InvocationId = id.parse()?;
+    let outcome = gateway.line.storage.log.outcome(id).await?.ok_or_else(|| Problem::not_found("invocation", id))?;
+    let Some(kept) = &outcome.journal else { return Err(Problem::not_found("journal of invocation", id)) };
+    let journal = nexus_core::journal::read(kept)
+        .map_err(|damaged| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged-journal", damaged.to_string()))?;
+    let answer = json!({
+        "invocation_id": id,
+        "bytes": kept.0.len(),
+        "complete": outcome.journal_partial.is_none(),
+        "reason": outcome.journal_partial.map(|why| why.to_string()),
+        "cut": journal.header.cut,
+        "items": nexus_core::journal::calls(&journal),
+    });
+    Ok(Json(answer).into_response())
+}

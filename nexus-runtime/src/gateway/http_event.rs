@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use nexus_core::event::{Data, Event};
 use nexus_core::ids::FunctionName;
+use nexus_core::journal::REDACTED;
 use nexus_engine::HttpRequest;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,25 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// Puts the headers into the form in which the log keeps them: in the order of their names, those of one name in one line (RFC
+/// 9110, section 5.3; cookies: RFC 9113, section 8.2.3). So a function sees them alike when the call is replayed.
+pub fn put_in_order(headers: &mut HeaderMap) {
+    let mut names: Vec<HeaderName> = headers.keys().cloned().collect();
+    names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    let mut ordered = HeaderMap::with_capacity(names.len());
+    for name in names {
+        if let Ok(value) = HeaderValue::try_from(joined(headers, &name)) {
+            ordered.insert(name, value);
+        }
+    }
+    *headers = ordered;
+}
+
+fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
+    let values: Vec<_> = headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
+    values.join(if *name == http::header::COOKIE { "; " } else { ", " })
+}
+
 /// The event that stands for a call, without what must not be written down.
 pub fn event_of(function: &FunctionName, id: &str, request: &HttpRequest) -> Event {
     let mut headers = BTreeMap::new();
@@ -62,9 +82,7 @@ pub fn event_of(function: &FunctionName, id: &str, request: &HttpRequest) -> Eve
             redacted.push(name.to_string());
             continue;
         }
-        let values: Vec<_> =
-            request.headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
-        headers.insert(name.to_string(), values.join(", "));
+        headers.insert(name.to_string(), joined(&request.headers, name));
     }
     let (path, query) = match request.path_and_query.split_once('?') {
         Some((path, query)) => (path.to_owned(), Some(query.to_owned())),
@@ -82,6 +100,13 @@ pub fn event_of(function: &FunctionName, id: &str, request: &HttpRequest) -> Eve
     event
 }
 
+/// The names of headers that a call had and the log has not.
+pub fn redacted_of(event: &Event) -> Vec<String> {
+    let call = event.data.as_ref().filter(|_| event.ty == TYPE);
+    call.and_then(|data| serde_json::from_slice::<Call>(data.as_bytes()).ok())
+        .map_or_else(Vec::new, |call| call.redacted)
+}
+
 /// The call that an event stands for, if it stands for one: what a replay hands to a `wasi:http` function.
 pub fn request_of(event: &Event) -> Option<HttpRequest> {
     if event.ty != TYPE || !event.source.starts_with("/fn/") {
@@ -89,7 +114,11 @@ pub fn request_of(event: &Event) -> Option<HttpRequest> {
     }
     let call: Call = serde_json::from_slice(event.data.as_ref()?.as_bytes()).ok()?;
     let mut headers = HeaderMap::new();
-    for (name, value) in call.headers {
+    // What was kept out was there: a function that looks for it finds that much.
+    let redacted = call.redacted.into_iter().map(|name| (name, REDACTED.to_owned()));
+    let mut all = call.headers;
+    all.extend(redacted);
+    for (name, value) in all {
         let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else { continue };
         headers.insert(name, value);
     }
@@ -127,7 +156,31 @@ mod tests {
             (back.method, back.path_and_query, back.body),
             (request.method, request.path_and_query, request.body)
         );
-        assert_eq!(back.headers.len(), 1);
+        assert_eq!(back.headers["authorization"], "[redacted]");
+        assert_eq!(back.headers.len(), 2);
+    }
+
+    #[test]
+    fn headers_are_seen_as_they_are_kept() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-b", "1"),
+            ("cookie", "a=1"),
+            ("accept", "text/a"),
+            ("cookie", "b=2"),
+            ("x-a", "2"),
+            ("accept", "text/b"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        put_in_order(&mut headers);
+        let request =
+            HttpRequest { method: http::Method::GET, path_and_query: "/".into(), headers, body: Bytes::new() };
+        let seen: Vec<_> =
+            request.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().expect("text"))).collect();
+        assert_eq!(seen, ["accept: text/a, text/b", "cookie: a=1; b=2", "x-a: 2", "x-b: 1"]);
+        let back = request_of(&event_of(&"f".parse().expect("name"), "1", &request)).expect("a call");
+        assert!(back.headers.keys().eq(request.headers.keys()), "in the same order");
     }
 
     #[test]

@@ -83,6 +83,7 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/functions/{name}/versions", get(functions::versions))
         .route("/v1/functions/{name}/profile", get(profiles::take))
         .route("/v1/invocations/{id}", get(events::invocation))
+        .route("/v1/invocations/{id}/journal", get(events::journal))
         .route("/v1/replays", post(replays::start).get(replays::list))
         .route("/v1/replays/{id}", get(replays::get).delete(replays::abort))
         .route("/v1/dlq", get(dlq::list))

@@ -122,7 +122,9 @@ impl From<ReplayError> for Problem {
             ReplayError::Ambiguous { sources, .. } => {
                 Self::new(StatusCode::CONFLICT, "several-sources", detail).with("sources", sources)
             }
-            ReplayError::NotAvailable(_) => Self::new(StatusCode::NOT_IMPLEMENTED, "not-available", detail),
+            ReplayError::Unconfirmed(events) => {
+                Self::new(StatusCode::CONFLICT, "unconfirmed", detail).with("events", events)
+            }
             ReplayError::Invalid(_) => Self::bad_request("invalid-replay", detail),
             ReplayError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(5),
         }

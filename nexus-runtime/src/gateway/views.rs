@@ -136,6 +136,32 @@ pub struct InvocationView {
     #[serde(skip_serializing_if = "is_zero")]
     logs_dropped: u64,
     kernel: KernelAccount,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    journal: Option<JournalView>,
+}
+
+/// What there is of an invocation's journal; absent where none was written.
+#[derive(Serialize)]
+struct JournalView {
+    /// As it is kept.
+    bytes: usize,
+    /// Whether the invocation can be replayed from it.
+    complete: bool,
+    /// Why not, if not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl JournalView {
+    fn of(outcome: &Outcome) -> Option<Self> {
+        let partial = outcome.journal_partial;
+        let bytes = outcome.journal.as_ref().map(|journal| journal.0.len());
+        (bytes.is_some() || partial.is_some()).then(|| Self {
+            bytes: bytes.unwrap_or(0),
+            complete: partial.is_none(),
+            reason: partial.map(|why| why.to_string()),
+        })
+    }
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -148,7 +174,9 @@ impl From<Outcome> for InvocationView {
             Disposition::Retry { at } => Some(at),
             _ => None,
         };
+        let journal = JournalView::of(&o);
         Self {
+            journal,
             invocation_id: o.invocation_id,
             function: o.function,
             version: o.version,

@@ -207,6 +207,8 @@ pub fn outcome(seq: Seq, attempt: u32, disposition: Disposition) -> Outcome {
         logs_dropped: 0,
         kernel: KernelAccount::off("conformance"),
         slow_syscalls: Vec::new(),
+        journal: None,
+        journal_partial: None,
     }
 }
 

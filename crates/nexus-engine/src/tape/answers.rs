@@ -1,0 +1,160 @@
+//! The answers of a journal for whoever asks the same, in whatever order: another version of the function, or another payload.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use nexus_core::journal::{Entry, Got, Head, HttpFailure, Journal, Read, Sent};
+use serde::{Deserialize, Serialize};
+use wasmtime_wasi_http::{Error, WasiBody};
+
+use super::Replayed;
+use super::http::{header_map, known};
+
+/// An outgoing request that the journal has no answer to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmatched {
+    /// The method and the URL.
+    pub request: String,
+    /// Whether it went out nevertheless; else the guest was told that it is denied.
+    pub live: bool,
+}
+
+/// What a recorded request came to.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Came {
+    /// An answer, as much of it as the guest read then, and how it ended there.
+    Answer(Head, Vec<Bytes>, Option<String>),
+    /// A failure.
+    Failed(HttpFailure),
+    /// The guest never looked.
+    Nothing,
+}
+
+/// What becomes of a request.
+pub(crate) enum Answer {
+    Recorded(Came),
+    Denied,
+    Live,
+}
+
+/// The whole of a URL, as it is compared.
+pub(crate) fn whole(uri: &http::Uri) -> String {
+    let authority = uri.authority().map_or("", |a| a.as_str().rsplit('@').next().unwrap_or_default());
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    format!("{}://{authority}{path}", uri.scheme_str().unwrap_or("https"))
+}
+
+type Sending = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>;
+
+/// A recorded answer as one that came over the network.
+pub(crate) fn recorded(came: Came) -> Sending {
+    let (head, chunks, broke) = match came {
+        Came::Answer(head, chunks, broke) => (head, chunks, broke),
+        Came::Failed(failure) => {
+            return Err(known(&failure).map_or(Error::InternalError(Some(failure.to_string())), Error::from));
+        }
+        Came::Nothing => {
+            return Err(Error::InternalError(Some("the recorded guest did not wait for an answer".into())));
+        }
+    };
+    let frames = chunks.into_iter().map(|chunk| Ok(Frame::data(chunk)));
+    let broke = broke.map(|why| Err(Error::InternalError(Some(why))));
+    let body = StreamBody::new(stream::iter(frames.chain(broke))).boxed_unsync();
+    let mut response = http::Response::new(body);
+    *response.status_mut() = http::StatusCode::from_u16(head.status).map_err(|_| Error::HttpProtocolError)?;
+    *response.headers_mut() = header_map(&head.headers);
+    Ok((response, Box::new(std::future::ready(Ok(())))))
+}
+
+/// What there is to answer with.
+pub(crate) struct Answers {
+    wall: VecDeque<i64>,
+    monotonic: VecDeque<u64>,
+    pub(super) seed: Option<[u8; 32]>,
+    exchanges: Vec<(Sent, Came, bool)>,
+    unmatched: Vec<Unmatched>,
+    allow_live: bool,
+    calls: usize,
+}
+
+impl Answers {
+    pub(super) fn of(journal: &Journal, allow_live: bool) -> Self {
+        let mut answers = Self {
+            wall: VecDeque::new(),
+            monotonic: VecDeque::new(),
+            seed: journal.header.seed,
+            exchanges: Vec::new(),
+            unmatched: Vec::new(),
+            allow_live,
+            calls: 0,
+        };
+        for entry in &journal.entries {
+            answers.learn(entry);
+        }
+        answers
+    }
+
+    fn learn(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Wall(since) => self.wall.push_back(*since),
+            Entry::Monotonic(since) => self.monotonic.push_back(*since),
+            Entry::Request(sent, refused) => {
+                let came = refused.clone().map_or(Came::Nothing, Came::Failed);
+                self.exchanges.push(((**sent).clone(), came, false));
+            }
+            Entry::Response(of, Got::Head(head)) => {
+                if let Some(came) = self.came(*of) {
+                    *came = Came::Answer((**head).clone(), Vec::new(), None);
+                }
+            }
+            Entry::Response(of, Got::Failed(failure)) => {
+                if let Some(came) = self.came(*of) {
+                    *came = Came::Failed(failure.clone());
+                }
+            }
+            Entry::Body(of, read) => {
+                if let Some(Came::Answer(_, chunks, broke)) = self.came(*of) {
+                    match read {
+                        Read::Bytes(bytes) if bytes.is_empty() => {}
+                        Read::Bytes(bytes) => chunks.push(bytes.clone()),
+                        Read::Failed(why) => *broke = Some(why.clone()),
+                        Read::Closed => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn came(&mut self, of: u32) -> Option<&mut Came> {
+        self.exchanges.get_mut(of as usize).map(|(_, came, _)| came)
+    }
+
+    pub(super) fn wall(&mut self) -> Option<i64> {
+        self.wall.pop_front()
+    }
+
+    pub(super) fn monotonic(&mut self) -> Option<u64> {
+        self.monotonic.pop_front()
+    }
+
+    /// The answer to a request of this method and URL: the first that was not given yet.
+    pub(crate) fn to(&mut self, method: &str, url: &str) -> Answer {
+        let found =
+            self.exchanges.iter_mut().find(|(sent, _, given)| !given && sent.method == method && sent.url == url);
+        if let Some((_, came, given)) = found {
+            *given = true;
+            self.calls += 1;
+            return Answer::Recorded(came.clone());
+        }
+        self.unmatched.push(Unmatched { request: format!("{method} {url}"), live: self.allow_live });
+        if self.allow_live { Answer::Live } else { Answer::Denied }
+    }
+
+    pub(super) fn ended(&mut self) -> Replayed {
+        Replayed { calls: self.calls, unmatched: std::mem::take(&mut self.unmatched), ..Replayed::default() }
+    }
+}

@@ -1,0 +1,201 @@
+//! What differs between two runs.
+
+use nexus_core::journal::Journal;
+use nexus_core::kernel::KernelAccount;
+use nexus_core::outcome::{InvocationStatus, Outcome};
+use nexus_core::record::NewRecord;
+use serde_json::{Value, json};
+
+use super::request::{ReplayResult, Verdict};
+use crate::line::Delivered;
+
+/// System calls by which something outside of the process can be reached or changed. Guests have none of them but by the host, and
+/// in a replay the host answers from the journal.
+const OUTWARD: [&str; 33] = [
+    "accept",
+    "accept4",
+    "bind",
+    "connect",
+    "creat",
+    "execve",
+    "execveat",
+    "fallocate",
+    "fork",
+    "ftruncate",
+    "link",
+    "linkat",
+    "listen",
+    "mkdir",
+    "mkdirat",
+    "open",
+    "openat",
+    "openat2",
+    "pwrite64",
+    "pwritev",
+    "rename",
+    "renameat",
+    "renameat2",
+    "rmdir",
+    "sendmmsg",
+    "sendmsg",
+    "sendto",
+    "socket",
+    "symlink",
+    "symlinkat",
+    "truncate",
+    "unlink",
+    "unlinkat",
+];
+
+/// How the two runs were to be alike.
+pub(super) enum Expected<'a> {
+    /// In everything: the same code on the same event with the same answers.
+    Exactly(&'a Journal),
+    /// In what they came to.
+    InEffect,
+}
+
+/// What differs, the first thing first.
+pub(super) fn compare(
+    before: Option<&Outcome>,
+    emitted_before: Option<&[NewRecord]>,
+    delivered: &Delivered,
+    expected: &Expected<'_>,
+    mut result: ReplayResult,
+) -> ReplayResult {
+    let after = &delivered.outcome;
+    (result.replay_of, result.invocation_id) = (after.replay_of, Some(after.invocation_id));
+    (result.verdict, result.divergence) = (Verdict::Identical, None);
+    if let Some(replayed) = &delivered.replayed {
+        result.answered = Some(replayed.calls);
+        result.unmatched.clone_from(&replayed.unmatched);
+        if let Some(mut left) = replayed.divergence.clone() {
+            left.printed.clone_from(&after.logs);
+            let sides = json!({"before": left.expected, "after": left.actual});
+            result.host_call = Some(left);
+            return differs(result, "host call", sides);
+        }
+    }
+    let Some(before) = before else {
+        if after.status != InvocationStatus::Ok {
+            result.verdict = Verdict::Failed;
+            result.divergence = Some(after.error.clone().unwrap_or_else(|| after.status.as_str().to_owned()));
+        }
+        return result;
+    };
+    result.cost = Some(json!({"before": cost(before), "after": cost(after)}));
+    let (value, exactly) = (Value::from, matches!(expected, Expected::Exactly(_)));
+    let output = |o: &Outcome| serde_json::to_value(&o.output).unwrap_or_default();
+    let emitted = || match (emitted_before, delivered.replayed.is_some()) {
+        (Some(before), true) => (events(before), events(&delivered.not_emitted)),
+        _ => (before.emitted.len().into(), after.emitted.len().into()),
+    };
+    let lines = |o: &Outcome| {
+        o.logs.iter().map(|line| json!({"stream": line.stream, "line": line.line})).collect::<Vec<_>>().into()
+    };
+    let memory = |o: &Outcome| o.memory_bytes.map_or(Value::Null, value);
+    let mut pairs: Vec<(&str, Value, Value)> = vec![
+        ("status", before.status.as_str().into(), after.status.as_str().into()),
+        ("output", output(before), output(after)),
+    ];
+    let (emitted_before, emitted_after) = emitted();
+    pairs.push(("emitted", emitted_before, emitted_after));
+    if let (Expected::Exactly(journal), Some(replayed)) = (expected, &delivered.replayed) {
+        pairs.insert(1, ("error", json!(before.error), json!(after.error)));
+        // What the outcome has no room for.
+        let hash = |hash: u64| format!("hash {hash:016x}").into();
+        pairs.push(("output", hash(journal.header.output), hash(replayed.output)));
+        pairs.push(("logs", lines(before), lines(after)));
+        // A guest that was stopped had got so far by then, or not.
+        if !journal.header.cut {
+            pairs.push(("memory", memory(before), memory(after)));
+        }
+    }
+    if let Some((what, before, after)) = pairs.into_iter().find(|(_, before, after)| before != after) {
+        let mut sides = json!({"before": before, "after": after});
+        if what == "output" {
+            sides["at"] = first_difference(&before, &after).into();
+        }
+        result = differs(result, what, sides);
+    }
+    if !exactly && after.status != InvocationStatus::Ok && before.status == InvocationStatus::Ok {
+        result.verdict = Verdict::Failed;
+    }
+    result
+}
+
+fn differs(mut result: ReplayResult, what: &str, sides: Value) -> ReplayResult {
+    (result.verdict, result.divergence, result.diff) = (Verdict::Diverged, Some(what.to_owned()), Some(sides));
+    result
+}
+
+/// Where two JSON values differ first, as a JSON pointer (RFC 6901).
+fn first_difference(before: &Value, after: &Value) -> String {
+    match (before, after) {
+        (Value::Object(a), Value::Object(b)) => {
+            for name in a.keys().chain(b.keys()) {
+                let (x, y) = (a.get(name).unwrap_or(&Value::Null), b.get(name).unwrap_or(&Value::Null));
+                if x != y || a.contains_key(name) != b.contains_key(name) {
+                    return format!("/{}{}", name.replace('~', "~0").replace('/', "~1"), first_difference(x, y));
+                }
+            }
+            String::new()
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            for at in 0..a.len().max(b.len()) {
+                let (x, y) = (a.get(at).unwrap_or(&Value::Null), b.get(at).unwrap_or(&Value::Null));
+                if x != y || at >= a.len() || at >= b.len() {
+                    return format!("/{at}{}", first_difference(x, y));
+                }
+            }
+            String::new()
+        }
+        _ => String::new(),
+    }
+}
+
+/// Emitted events as they are compared: without what is of the moment, and not the function's.
+fn events(records: &[NewRecord]) -> Value {
+    let event = |record: &NewRecord| {
+        let mut event = serde_json::to_value(&record.event).unwrap_or_default();
+        if let Some(event) = event.as_object_mut() {
+            for name in ["time", "traceparent", "tracestate"] {
+                event.remove(name);
+            }
+        }
+        event
+    };
+    records.iter().map(event).collect::<Vec<_>>().into()
+}
+
+fn cost(outcome: &Outcome) -> Value {
+    let kernel = &outcome.kernel;
+    json!({
+        "duration_ns": outcome.duration_ns,
+        "memory_bytes": outcome.memory_bytes,
+        "on_cpu_ns": kernel.on_cpu_ns,
+        "run_queue_ns": kernel.run_queue_ns,
+        "off_cpu_ns": kernel.off_cpu_ns,
+        "syscalls": kernel.syscalls.as_ref().map(|calls| {
+            calls.iter().map(|(name, of)| (name.to_string(), Value::from(of.count))).collect::<serde_json::Map<_, _>>()
+        }),
+    })
+}
+
+/// What the kernel saw of side effects in a replay that was to have none: the words of it, and whether there were any.
+pub(super) fn side_effects(kernel: &KernelAccount) -> (String, bool) {
+    let Some(calls) = &kernel.syscalls else {
+        let why = kernel.reason.as_deref().unwrap_or("the kernel is not watched");
+        return (format!("not watched: {why}"), false);
+    };
+    let found: Vec<String> = calls
+        .iter()
+        .filter(|(name, stats)| stats.count > 0 && OUTWARD.contains(&name.as_ref()))
+        .map(|(name, stats)| format!("{name} x{}", stats.count))
+        .collect();
+    match (found.is_empty(), kernel.complete) {
+        (false, _) => (found.join(", "), true),
+        (true, Some(true)) => ("none".to_owned(), false),
+        (true, _) => ("none was seen, but the account is incomplete".to_owned(), false),
+    }
+}

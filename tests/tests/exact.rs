@@ -1,0 +1,323 @@
+//! Exact replay: what was recorded of an invocation is played back to the same code, and nothing goes out into the world.
+
+use nexus_tests::receiver::Receiver;
+use nexus_tests::{Cli, Server, until};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+fn event(id: &str, ty: &str, data: Value) -> Value {
+    json!({"specversion": "1.0", "id": id, "source": "/s", "type": ty, "data": data})
+}
+
+fn on(ty: &str) -> Value {
+    json!({"triggers": [{"filters": [{"exact": {"type": ty}}]}], "egress": ["127.0.0.1:*"], "retry": {"attempts_max": 1}})
+}
+
+/// A replay to its end.
+async fn replay(server: &Server, request: Value) -> Value {
+    let (status, answer) = server.answer(server.request(Method::POST, "/v1/replays").json(&request)).await;
+    assert_eq!(status, 202, "{request}: {answer}");
+    let id = answer["replay_id"].as_str().expect("an id");
+    until("the replay's end", async || {
+        let replay = server.get(&format!("/v1/replays/{id}")).await;
+        (replay["status"] != "running").then_some(replay)
+    })
+    .await
+}
+
+/// The one result of a replay, which is this.
+async fn check(server: &Server, request: Value, verdict: &str, divergence: Value) -> Value {
+    let replay = replay(server, request.clone()).await;
+    let result = replay["results"][0].clone();
+    assert_eq!((&result["verdict"], &result["divergence"]), (&json!(verdict), &divergence), "{request}: {replay:#}");
+    result
+}
+
+/// A call of a function, by its event's id.
+async fn call(server: &Server, path: &str, body: &str) -> String {
+    let request = server.request(Method::POST, &format!("/fn/{path}"));
+    let response = request.body(body.to_owned()).send().await.expect("an answer");
+    let id = response.headers()["nexus-event-id"].to_str().expect("text").to_owned();
+    let _ = response.bytes().await;
+    id
+}
+
+#[tokio::test]
+async fn whatever_a_function_learned_it_learns_again() {
+    let server = Server::start();
+    let receiver = Receiver::answering(StatusCode::OK).await;
+    let mut config = on("t");
+    config["env"] = json!({"COLOUR": "green"});
+    server.deploy("probe", "probe", config.clone()).await;
+    server.deploy("script", "script", on("script")).await;
+    let url = receiver.url("/x").replace(':', "%3a").replace('/', "%2f");
+    let mut ids = Vec::new();
+    for (path, body) in [
+        ("probe/random?n=100", ""),
+        ("probe/clock", ""),
+        ("probe/sleep?ms=20", ""),
+        ("probe/env", ""),
+        ("probe/request?a=b&c", "a body"),
+        ("probe/big?mb=3", ""),
+        ("probe/trap", ""),
+        ("probe/status/503", ""),
+        ("probe/log?n=5", ""),
+        (&format!("probe/fan?url={url}&n=5"), ""),
+        (&format!("probe/fetch?url={url}&n=2"), ""),
+        ("probe/fetch?url=http%3a%2f%2felsewhere.invalid%2f", ""),
+        (
+            "script",
+            r#"[{"do":"seed"},{"do":"insecure","n":9},{"do":"race","ns":[5,1000,100]},{"do":"spin","ns":100000}]"#,
+        ),
+    ] {
+        ids.push((path.to_owned(), call(&server, path, body).await));
+    }
+    let asked = receiver.received().len();
+    assert_eq!(asked, 7);
+    // What was configured meanwhile does not matter: the recorded configuration is what it runs with.
+    config["env"] = json!({"COLOUR": "red"});
+    config["egress"] = json!([]);
+    let put = server.request(Method::PUT, "/v1/functions/probe/config").json(&config);
+    assert_eq!(server.answer(put).await.0, 200);
+    let watched = server.get("/v1/kernel").await["mode"] != "off";
+    for (path, id) in ids {
+        let result = check(&server, json!({"event_id": id}), "identical", Value::Null).await;
+        let effects = result["side_effects"].as_str().expect("a word on side effects");
+        assert!(if watched { effects == "none" } else { effects.starts_with("not watched") }, "{path}: {effects}");
+        let event = server.get(&format!("/v1/events/{id}")).await;
+        let [first, again] = &event["invocations"].as_array().expect("a list")[..] else { panic!("{path}: {event:#}") };
+        assert_eq!((&first["output"], &first["status"]), (&again["output"], &again["status"]), "{path}");
+        assert_eq!(again["replay_of"], first["invocation_id"], "{path}");
+        assert_eq!((&first["journal"]["complete"], &again["journal"]), (&json!(true), &Value::Null), "{path}");
+    }
+    assert_eq!(receiver.received().len(), asked, "nobody was asked again");
+}
+
+#[tokio::test]
+async fn a_function_that_depends_on_a_secret_is_told_apart() {
+    let server = Server::start();
+    server.deploy("probe", "probe", on("t")).await;
+    for (path, verdict) in [("/echo", "identical"), ("/request", "diverged")] {
+        let request = server.request(Method::POST, &format!("/fn/probe{path}")).header("authorization", "Bearer hush");
+        let response = request.body("x").send().await.expect("an answer");
+        let id = response.headers()["nexus-event-id"].to_str().expect("text");
+        let replay = replay(&server, json!({"event_id": id})).await;
+        let result = &replay["results"][0];
+        assert_eq!(result["verdict"], verdict, "{result:#}");
+        let note = result["notes"][0].as_str().is_some_and(|note| note.contains("authorization"));
+        assert_eq!(note, verdict == "diverged", "{result:#}");
+        assert!(!replay.to_string().contains("hush"));
+    }
+}
+
+#[tokio::test]
+async fn events_are_replayed_without_emitting_and_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::builder().data_dir(folder.path()).start();
+    for (name, guest) in [("probe", "probe"), ("cli", "cli"), ("module", "cli-p1"), ("noop", "noop")] {
+        server.deploy(name, guest, on(name)).await;
+        let data = json!({"emit": [{"type": "emitted", "data": {"a": 1}}, {"type": "emitted", "time": "2026-01-01T00:00:00Z"}]});
+        server.send(event(name, name, data)).await;
+        server.settled(name, "done").await;
+    }
+    server.stop();
+    let server = Server::builder().data_dir(folder.path()).start();
+    let before = server.get("/v1/events?type=emitted").await["items"].as_array().map(Vec::len);
+    for name in ["probe", "cli", "module", "noop"] {
+        check(&server, json!({"event_id": name}), "identical", Value::Null).await;
+    }
+    assert_eq!(server.get("/v1/events?type=emitted").await["items"].as_array().map(Vec::len), before);
+    // By its trace: what was caused is replayed too, where it went somewhere.
+    let trace = server.get("/v1/events/cli").await["trace_id"].clone();
+    assert_eq!(replay(&server, json!({"trace_id": trace})).await["identical"], 1);
+}
+
+#[tokio::test]
+async fn an_attempt_that_failed_fails_in_the_same_way() {
+    let server = Server::start();
+    server.deploy("probe", "probe", on("t")).await;
+    let mut slow = on("slow");
+    slow["limits"] = json!({"timeout_ms": 200});
+    server.deploy("slow", "probe", slow).await;
+    for (id, ty, data) in [
+        ("status", "t", json!({"status": 500, "log": ["about to fail"]})),
+        ("trap", "t", json!({"trap": true})),
+        ("memory", "t", json!({"alloc_mb": 300})),
+        ("asleep", "slow", json!({"sleep_ms": 60_000})),
+        ("busy", "slow", json!({"loop": true})),
+    ] {
+        server.send(event(id, ty, data)).await;
+        server.settled(id, "dead").await;
+        check(&server, json!({"event_id": id}), "identical", Value::Null).await;
+        let event = server.get(&format!("/v1/events/{id}")).await;
+        let statuses: Vec<_> = event["invocations"].as_array().expect("a list").iter().map(|i| &i["status"]).collect();
+        assert!(statuses.len() == 2 && statuses[0] == statuses[1], "{id}: {statuses:?}");
+        assert_eq!(event["status"], "dead", "{id}");
+    }
+}
+
+#[tokio::test]
+async fn other_code_and_other_payloads_are_given_the_recorded_answers() {
+    let server = Server::start();
+    let receiver = Receiver::answering(StatusCode::OK).await;
+    server.deploy("f", "script", on("t")).await;
+    let fan = |paths: &[&str]| {
+        let urls: Vec<_> = paths.iter().map(|path| receiver.url(path)).collect();
+        json!([{"do": "wall"}, {"do": "fan", "urls": urls, "chunk": 65536}])
+    };
+    server.send(event("1", "t", fan(&["/a"]))).await;
+    server.settled("1", "done").await;
+    let same = json!({"event_id": "1", "data": fan(&["/a"])});
+    let result = check(&server, same, "identical", Value::Null).await;
+    assert_eq!(result["answered"], 1);
+    let more = json!({"event_id": "1", "data": fan(&["/a", "/b"])});
+    let result = check(&server, more.clone(), "diverged", json!("output")).await;
+    assert_eq!(result["unmatched"], json!([{"request": format!("GET {}", receiver.url("/b")), "live": false}]));
+    assert_eq!(result["diff"]["at"], "/bytes", "{result:#}");
+    assert!(result["cost"]["before"]["duration_ns"].as_u64() > Some(0), "{result:#}");
+    assert_eq!(receiver.received().len(), 1);
+    let mut live = more;
+    live["allow_live"] = true.into();
+    let result = check(&server, live, "diverged", json!("output")).await;
+    assert_eq!(result["unmatched"][0]["live"], true);
+    assert_eq!(receiver.received().len(), 2);
+
+    // Another version: here one that does something else altogether, and one that is the same but for its name section.
+    server.deploy("f", "probe", on("t")).await;
+    check(&server, json!({"event_id": "1", "function": "f"}), "diverged", json!("output")).await;
+    check(&server, json!({"event_id": "1", "function": "f@2"}), "diverged", json!("output")).await;
+    check(&server, json!({"event_id": "1", "function": "f@1"}), "identical", Value::Null).await;
+    check(&server, json!({"event_id": "1"}), "identical", Value::Null).await;
+    // One that fails where the other did not.
+    let trap = json!({"event_id": "1", "function": "f@1", "data": [{"do": "trap"}]});
+    check(&server, trap, "failed", json!("status")).await;
+}
+
+#[tokio::test]
+async fn what_has_no_journal_says_why() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let allowed = format!("mounts_allowed = [\"{}\"]", folder.path().display());
+    let server = Server::builder().setting(&allowed).start();
+    let mut off = on("off");
+    off["journal"] = json!({"sample": 0});
+    let mut small = on("small");
+    small["journal"] = json!({"bytes_max": 1024});
+    let mut files = on("files");
+    files["mounts"] = json!([{"host": folder.path(), "guest": "/m"}]);
+    let many: Vec<_> = (0..500).map(|_| json!({"do": "wall"})).collect();
+    for (name, config, why) in [
+        ("off", off, "`journal.sample`"),
+        ("small", small, "`journal.bytes_max`"),
+        ("files", files, "folders of the host"),
+    ] {
+        server.deploy(name, "script", config).await;
+        server.send(event(name, name, json!(many))).await;
+        let event = server.settled(name, "done").await;
+        let result = replay(&server, json!({"event_id": name})).await["results"][0].clone();
+        let said = result["divergence"].as_str().expect("why");
+        assert!(result["verdict"] == "failed" && said.contains(why), "{name}: {result:#}");
+        assert_eq!(result["invocation_id"], Value::Null, "it did not run");
+        let reason = event["invocations"][0]["journal"]["reason"].as_str();
+        assert!(name == "off" || reason.is_some_and(|reason| reason.contains(why)), "{name}: {event:#}");
+    }
+    server.deploy("other", "noop", json!({})).await;
+    let result = replay(&server, json!({"event_id": "off", "function": "other"})).await["results"][0].clone();
+    assert!(result["divergence"].as_str().is_some_and(|why| why.contains("has not run on this event")), "{result:#}");
+    let bad = json!({"journal": {"sample": 2}});
+    let (status, problem) = server.answer(server.request(Method::PUT, "/v1/functions/off/config").json(&bad)).await;
+    assert!(status == 400 && problem.to_string().contains("journal.sample"), "{problem}");
+}
+
+#[tokio::test]
+async fn the_calls_of_a_journal_can_be_read() {
+    let server = Server::start();
+    let receiver = Receiver::answering(StatusCode::OK).await;
+    server.deploy("f", "script", on("t")).await;
+    let post = json!({"do": "post", "url": receiver.url("/p"), "body": "hello", "headers": {"authorization": "hush", "x-a": "1"}});
+    server.send(event("1", "t", json!([{"do": "wall"}, post]))).await;
+    let event = server.settled("1", "done").await;
+    let id = event["invocations"][0]["invocation_id"].as_str().expect("an id");
+    let journal = server.get(&format!("/v1/invocations/{id}/journal")).await;
+    assert_eq!((&journal["complete"], &journal["cut"]), (&json!(true), &json!(false)));
+    let items = journal["items"].as_array().expect("a list");
+    let of = |import: &str| items.iter().find(|item| item["import"] == import).unwrap_or_else(|| panic!("{journal:#}"));
+    assert!(of("wasi:clocks/wall-clock.now")["answer"].as_str().is_some_and(|at| at.starts_with("20")));
+    let asked = of("wasi:http/outgoing-handler.handle")["asked"].as_str().expect("text");
+    assert!(asked.contains(&format!("POST {}", receiver.url("/p"))) && asked.contains("[x-a: 1]"), "{asked}");
+    assert!(asked.contains("[authorization: [redacted]]"), "{asked}");
+    assert!(!journal.to_string().contains("hush"));
+    assert!(of("wasi:io/streams.input-stream.read")["answer"].as_str().is_some_and(|a| a.contains("received")));
+    let none = server.request(Method::GET, "/v1/invocations/00000000-0000-7000-8000-000000000000/journal");
+    assert_eq!(server.answer(none).await.0, 404);
+}
+
+#[tokio::test]
+async fn many_events_are_replayed_by_what_they_are() {
+    let server = Server::start();
+    server.deploy("f", "probe", on("t")).await;
+    server.deploy("g", "noop", on("t")).await;
+    let batch: Vec<_> = (0..300)
+        .map(|i| event(&i.to_string(), "t", if i % 10 == 0 { json!({"status": 400}) } else { json!({"emit": []}) }))
+        .collect();
+    let request = server.request(Method::POST, "/v1/events");
+    let request = request.header("content-type", "application/cloudevents-batch+json").body(json!(batch).to_string());
+    assert_eq!(server.answer(request).await.0, 202);
+    for id in ["298", "290"] {
+        server.settled(id, if id == "290" { "dead" } else { "done" }).await;
+    }
+    let all = until("all of them", async || {
+        let all = replay(&server, json!({"filter": {"type": "t"}})).await;
+        (all["done"] == 600).then_some(all)
+    })
+    .await;
+    assert_eq!((&all["total"], &all["identical"], &all["status"]), (&json!(600), &json!(600), &json!("done")));
+    let failed = json!({"filter": {"type": "t", "function": "f", "status": "error"}});
+    let replay_failed = replay(&server, failed.clone()).await;
+    assert_eq!((&replay_failed["total"], &replay_failed["identical"]), (&json!(30), &json!(30)), "{replay_failed:#}");
+
+    // The candidate: what failed is to go well, and what went well is to stay as it is.
+    server.deploy("f", "noop", on("t")).await;
+    let mut candidate = failed;
+    candidate["function"] = "f@2".into();
+    let replayed = replay(&server, candidate).await;
+    assert_eq!((&replayed["diverged"], &replayed["failed"]), (&json!(30), &json!(0)));
+    let kind = &replayed["kinds"][0];
+    assert_eq!(
+        (&kind["count"], &kind["verdict"], &kind["divergence"]),
+        (&json!(30), &json!("diverged"), &json!("status"))
+    );
+    assert_eq!(kind["examples"].as_array().map(Vec::len), Some(5));
+
+    let cli = Cli::of(&server);
+    let gate = cli.run(["replay", "--type", "t", "--function", "f@1", "--fail-on", "diverged"]);
+    let said = String::from_utf8_lossy(&gate.stdout).into_owned();
+    assert!(gate.status.code() == Some(0) && said.contains("300 identical, 0 diverged, 0 failed"), "{said}");
+    let gate = cli.run(["replay", "--type", "t", "--function", "f@2", "--fail-on", "diverged"]);
+    let said = String::from_utf8_lossy(&gate.stdout).into_owned();
+    assert!(gate.status.code() == Some(1) && said.contains("30 diverged: status"), "{said}");
+    // Live and many: only if it is meant.
+    let live = cli.run(["replay", "--type", "t", "--status", "error", "--function", "f", "--mode", "live"]);
+    let said = String::from_utf8_lossy(&live.stderr).into_owned();
+    assert!(live.status.code() == Some(1) && said.contains("--yes"), "{said}");
+    let live = cli.json(["replay", "--type", "t", "--status", "error", "--function", "f", "--mode", "live", "--yes"]);
+    assert_eq!((&live["done"], &live["failed"]), (&json!(30), &json!(0)), "redelivered to the fix");
+}
+
+#[tokio::test]
+async fn a_live_replay_has_a_key_of_its_own_or_the_old_one() {
+    let server = Server::start();
+    server.deploy("probe", "probe", on("t")).await;
+    server.send(event("1", "t", json!({}))).await;
+    server.settled("1", "done").await;
+    replay(&server, json!({"event_id": "1", "mode": "live"})).await;
+    replay(&server, json!({"event_id": "1", "mode": "live", "same_key": true})).await;
+    replay(&server, json!({"event_id": "1"})).await;
+    let event = server.get("/v1/events/1").await;
+    let keys: Vec<_> = event["invocations"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|i| i["output"]["data"]["headers"]["ce-idempotencykey"].as_str().expect("a key").to_owned())
+        .collect();
+    assert!(keys.len() == 4 && keys[0] != keys[1] && keys[0] == keys[2] && keys[0] == keys[3], "{keys:?}");
+}
