@@ -293,6 +293,15 @@ impl Server {
         self.deploy_bytes(name, component(component_name), config).await
     }
 
+    /// Deploys another version of a function, whose configuration stays.
+    pub async fn deploy_version(&self, name: &str, component_name: &str) -> u64 {
+        let put = self.request(Method::PUT, &format!("/v1/functions/{name}"));
+        let put = put.header("content-type", "application/wasm").body(component(component_name));
+        let (status, answer) = self.answer(put).await;
+        assert!(matches!(status, 200 | 201), "deploy {name}: {status} {answer}");
+        answer["version"].as_u64().expect("version")
+    }
+
     /// Deploys these bytes.
     pub async fn deploy_bytes(&self, name: &str, bytes: Vec<u8>, config: Value) -> u64 {
         let put = self.request(Method::PUT, &format!("/v1/functions/{name}"));

@@ -195,7 +195,7 @@ async fn an_error_is_one_line_and_a_code() {
         assert_eq!(text(&output.stdout), "", "{args:?}");
     };
     check(&cli, &["invoke", "probe", "--path", "/trap"], 1, "unreachable");
-    check(&cli, &["replay", "x"], 1, "deterministic");
+    check(&cli, &["replay", "x"], 3, "there is no event x");
     check(&cli, &["deploy", &path("README.md"), "--name", "x"], 1, "WebAssembly");
     check(&cli, &["no-such-command"], 2, "no-such-command");
     check(&cli, &["replay"], 2, "<ID>");

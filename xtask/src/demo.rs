@@ -89,8 +89,44 @@ fn tell(nexus: &Nexus, chat: std::net::SocketAddr, messages: &mpsc::Receiver<Str
     let message = messages.recv_timeout(PATIENCE).context("the replayed order was not told to the chat")?;
     println!("the chat got it again, as live replay means: {message}");
 
+    step("The same from its journal: exactly, and without a side effect");
+    nexus.show(&["replay".into(), id.clone()])?;
+    ensure!(messages.try_recv().is_err(), "a deterministic replay told the chat");
+
     step("Everything that happened to the event");
-    nexus.show(&["events".into(), "get".into(), id])
+    nexus.show(&["events".into(), "get".into(), id])?;
+    fix(nexus)
+}
+
+/// A function with a bug, its fix, and what the fix does to the events that failed.
+fn fix(nexus: &Nexus) -> Result<()> {
+    step("Yesterday: a function with a bug. The last of three orders has no items");
+    nexus.show(&["deploy".into(), path(root().join("tests/guests/order-check-flawed"))])?;
+    let mug = r#"[{"sku": "mug-blue", "quantity": 2, "unit_price_cents": 1450}]"#;
+    let coffee = r#"[{"sku": "coffee-1kg", "quantity": 200, "unit_price_cents": 2390}]"#;
+    let mut last = String::new();
+    for (number, items) in [(1, mug), (2, coffee), (3, "[]")] {
+        let data = format!(r#"{{"order_id": "o-{number}", "customer": "ada@example.com", "items": {items}}}"#);
+        let sent = nexus.json(&["send".into(), "--type".into(), "order.placed".into(), "--data".into(), data])?;
+        last = text(&sent["events"][0]["id"])?;
+    }
+    let dead = nexus.until_settled(&last)?;
+    println!("the last: {}", dead["invocations"][0]["error"].as_str().unwrap_or("no error"));
+    ensure!(dead["status"] == "dead", "it did not fail: {dead:#}");
+
+    step("Today: the same three from their journals. What failed fails in the same way");
+    let all = ["replay", "--type", "order.placed"].map(str::to_owned);
+    nexus.show(&all)?;
+
+    step("The fix, on yesterday's events, before any of them is delivered to it");
+    let fixed = path(root().join("examples/order-check/order-check.wasm"));
+    nexus.show(&["deploy".into(), fixed, "--name".into(), "checkout".into()])?;
+    nexus.show(&[&all[..], &["--function".into(), "checkout@2".into()]].concat())?;
+
+    step("What had failed, delivered again");
+    nexus.show(&["dlq".into(), "retry".into(), "--function".into(), "checkout".into(), "--yes".into()])?;
+    nexus.until_done(&last)?;
+    nexus.show(&["events".into(), "get".into(), last])
 }
 
 fn step(what: &str) {
@@ -138,6 +174,19 @@ impl Nexus {
         let out = self.command(args).output()?;
         ensure!(out.status.success(), "nexus {} failed: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
         Ok(out.stdout)
+    }
+
+    /// Waits until nothing more becomes of an event by itself, and returns it.
+    fn until_settled(&self, id: &str) -> Result<Value> {
+        let began = Instant::now();
+        loop {
+            let event = self.json(&["events".into(), "get".into(), id.into()])?;
+            if matches!(event["status"].as_str(), Some("done" | "dead")) {
+                return Ok(event);
+            }
+            ensure!(began.elapsed() < PATIENCE, "event {id} is still {}", event["status"]);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until an event is done, and returns it.

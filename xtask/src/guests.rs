@@ -27,7 +27,7 @@ const TEMPLATE_WIT: &str = "nexus-runtime/templates/rust/wit/nexus-function.wit"
 /// The allocator of the guests without a standard library.
 const BUMP: &str = "tests/guests/bump.rs";
 
-const GUESTS: [Guest; 9] = [
+const GUESTS: [Guest; 10] = [
     Guest { dir: "examples/order-check", shared: &[WIT] },
     Guest { dir: "examples/thumbnail", shared: &[] },
     Guest { dir: "examples/webhook-forward", shared: &[] },
@@ -35,6 +35,7 @@ const GUESTS: [Guest; 9] = [
     Guest { dir: "tests/guests/cli-p1", shared: &["tests/guests/cli/src/main.rs"] },
     Guest { dir: "tests/guests/hello-http", shared: &[BUMP] },
     Guest { dir: "tests/guests/noop", shared: &[BUMP, WIT] },
+    Guest { dir: "tests/guests/order-check-flawed", shared: &["examples/order-check/src/order.rs", WIT] },
     Guest { dir: "tests/guests/probe", shared: &[] },
     Guest { dir: "tests/guests/script", shared: &[] },
 ];

@@ -1,6 +1,7 @@
 //! One invocation: a fresh instance, one call, and everything about it that is to be known.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Limited};
@@ -24,7 +25,7 @@ use crate::host::{self, Host, Preview1Host};
 use crate::limiter::{Limiter, Memory};
 use crate::request::{Answer, Request, to_http};
 use crate::streams::{Lines, OnLine, Sink};
-use crate::tape::{CutHere, Journaling, Left, Replayed, Tape};
+use crate::tape::{CutHere, Journaling, Left, Looks, Replayed, Tape};
 use crate::worlds::{Loaded, World};
 
 /// How much longer than its timeout an invocation is waited for, where it blocks in the host and its own clock is not
@@ -131,7 +132,9 @@ impl Loaded {
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
         let place = self.profile_engine().places.clone().acquire_many_owned(self.places).await;
         let partial = (!config.mounts.is_empty()).then_some(Partial::Files);
-        let tape = Tape::new(journaling, self.profile_engine().code, partial);
+        let memory = Arc::new(AtomicUsize::new(0));
+        let looks = Looks { lines: lines.clone(), memory: memory.clone() };
+        let tape = Tape::new(journaling, self.profile_engine().code, partial, looks);
         let blocking = !config.mounts.is_empty();
         let guest = Guest {
             loaded: self.clone(),
@@ -142,6 +145,7 @@ impl Loaded {
             lines: lines.clone(),
             marker: marker.clone(),
             tape: tape.clone(),
+            memory,
         };
         let marked = Marked::new(marker, Part::Guest, Box::pin(guest.run()));
         let ran = if blocking {
@@ -273,6 +277,8 @@ struct Guest {
     lines: Arc<Mutex<Lines>>,
     marker: Arc<dyn Marker>,
     tape: Tape,
+    /// Bytes of its memories, for the tape.
+    memory: Arc<AtomicUsize>,
 }
 
 impl Guest {
@@ -328,7 +334,7 @@ impl Guest {
     }
 
     fn limiter(&self) -> Limiter {
-        Limiter::new(self.config.limits.memory_mb)
+        Limiter::new(self.config.limits.memory_mb, self.memory.clone())
     }
 
     fn component_store(&self, stdin: Option<MemoryInputPipe>, stdout: Option<Sink>) -> Result<Store<Host>, Failure> {

@@ -21,7 +21,7 @@ pub use engine::{Engine, EngineConfig, Profile};
 pub use invoke::{Finished, Invocation};
 pub use kind::Rejected;
 pub use request::{Answer, HttpRequest, Request};
-pub use tape::{Journaling, Replayed, Unmatched};
+pub use tape::{Journaling, Replayed, Step, Unmatched};
 pub use worlds::{Code, Loaded};
 
 /// Why the engine could not do what was asked; the host's fault, never the guest's.

@@ -1,5 +1,8 @@
 //! The bounds on a guest's memory and tables.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use wasmtime::ResourceLimiter;
 
 /// The most table elements that a guest may have, over what its component declares.
@@ -11,6 +14,8 @@ pub(crate) struct Limiter {
     memory: Memory,
     /// The growth that was let through last.
     last: usize,
+    /// The bytes, for whoever looks from beside.
+    shown: Arc<AtomicUsize>,
 }
 
 /// What became of a guest's linear memory.
@@ -23,8 +28,9 @@ pub(crate) struct Memory {
 }
 
 impl Limiter {
-    pub fn new(memory_mb: u32) -> Self {
-        Self { memory_bytes_max: (memory_mb as usize) << 20, memory: Memory::default(), last: 0 }
+    /// Shows the bytes in `shown` too.
+    pub fn new(memory_mb: u32, shown: Arc<AtomicUsize>) -> Self {
+        Self { memory_bytes_max: (memory_mb as usize) << 20, memory: Memory::default(), last: 0, shown }
     }
 
     /// What became of the memory up to now.
@@ -45,11 +51,13 @@ impl ResourceLimiter for Limiter {
         }
         self.last = desired.saturating_sub(current);
         self.memory.bytes += self.last;
+        self.shown.store(self.memory.bytes, Ordering::Relaxed);
         Ok(true)
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
         self.memory.bytes -= std::mem::take(&mut self.last);
+        self.shown.store(self.memory.bytes, Ordering::Relaxed);
         Ok(())
     }
 

@@ -54,6 +54,11 @@ impl Lines {
         self.lines.push(line);
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
     /// The lines, and how many found no room.
     pub fn take(&mut self) -> (Vec<LogLine>, u64) {
         (std::mem::take(&mut self.lines), std::mem::take(&mut self.dropped))

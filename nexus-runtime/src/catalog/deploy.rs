@@ -144,7 +144,7 @@ impl Catalog {
                 return Ok(new);
             }
             if old.as_ref().is_none_or(|old| old.config != new.config) {
-                self.keep_config(&new.config).await?;
+                self.keep_config(super::digest_of(&new.config), &new.config).await?;
             }
             match self.put(new.clone(), revision).await {
                 Ok(()) => return Ok(new),

@@ -244,8 +244,8 @@ impl Catalog {
     }
 
     /// Keeps a configuration, so that what is recorded under it can be replayed when it has changed.
-    async fn keep_config(&self, config: &FunctionConfig) -> Result<(), StorageError> {
-        let key = config_key(digest_of(config));
+    pub async fn keep_config(&self, digest: [u8; 16], config: &FunctionConfig) -> Result<(), StorageError> {
+        let key = config_key(digest);
         let bytes = serde_json::to_vec(config).map_err(|e| StorageError::Failed(e.to_string()))?;
         let _alone = self.refreshing.lock().await;
         match self.storage.registry.put(&key, bytes.into(), None).await {

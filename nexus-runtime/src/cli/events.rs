@@ -34,6 +34,14 @@ enum Command {
         #[arg(long)]
         source: Option<String>,
     },
+    /// Prints an event with its journals, to be replayed elsewhere: `nexus replay FILE --component f.wasm`
+    Export {
+        /// Its id
+        id: String,
+        /// Its source, where several use the id
+        #[arg(long)]
+        source: Option<String>,
+    },
     /// Events as they come, until interrupted
     Tail(ListArgs),
 }
@@ -117,6 +125,10 @@ pub async fn run(args: EventsArgs, client: &Client) -> Done {
                 Output::Json => say!("{}", indented(&client.text(&path).await?)),
                 Output::Text => show(&client.get(&path).await?),
             }
+        }
+        Command::Export { id, source } => {
+            let source = source.map(|s| format!("?source={}", encoded(&s))).unwrap_or_default();
+            say!("{}", client.text(&format!("/v1/events/{}/export{source}", encoded(&id))).await?);
         }
         Command::Tail(list) => tail(&list, client).await?,
     }

@@ -1,6 +1,7 @@
 //! The command line. Data goes to standard output, an error is one line on standard error, the exit code tells the kind.
 
 mod admin;
+mod case;
 mod child;
 mod client;
 mod deploy;
@@ -16,6 +17,7 @@ mod profile;
 mod replay;
 mod send;
 mod serve;
+mod step;
 mod style;
 mod trace;
 
@@ -140,10 +142,10 @@ enum Command {
     /// Draws a trace as a waterfall, with the kernel's rows; ID is of an event, a trace or an invocation
     #[command(after_help = "Example:\n  nexus trace 4bf92f3577b34da6a3ce929d0e0e4736")]
     Trace(trace::TraceArgs),
-    /// Runs an event, or the events that began a trace, again
-    #[command(
-        after_help = "Examples:\n  nexus replay ID --mode live\n  nexus replay ID --mode live --function order-check@1"
-    )]
+    /// Runs events again: exactly, from what was recorded, or live; says what differs
+    #[command(after_help = "Examples:\n  nexus replay ID\n  nexus replay ID --step\n  \
+                            nexus replay --from 2026-11-26T00:00:00Z --function order-check@8 --fail-on diverged\n  \
+                            nexus events export ID > case.json && nexus replay case.json --component f.wasm")]
     Replay(replay::ReplayArgs),
     /// Takes a profile of a function: where its time on the CPU goes, in its own code, the host's and the kernel's
     #[command(after_help = "Examples:\n  nexus profile order-check --seconds 30\n  \
@@ -183,6 +185,10 @@ pub fn run() -> ExitCode {
         Command::Dev(args) => dev::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Observe(args) => observe::run(args, global.output),
+        Command::Replay(args) if args.case().is_some() => {
+            let case = args.case().unwrap_or_default();
+            case::run(args, &case, global.output)
+        }
         Command::Build { dir } => crate::build::build(&dir).map(|_| ExitCode::SUCCESS).map_err(Failure::from),
         Command::New(args) => new::run(&args),
         Command::Child(args) => child::run(args),

@@ -1,6 +1,7 @@
 //! `nexus replay`.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::client::{Client, encoded, json as body_json, print_json};
 use super::style::say;
-use super::{Done, Failure, Output, style};
+use super::{Done, Failure, Output, step, style};
 use crate::replay::{Filter, ReplayRequest};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,7 +37,7 @@ enum FailOn {
 /// Arguments of `nexus replay`.
 #[derive(Args)]
 pub struct ReplayArgs {
-    /// Of an event, a trace or an invocation; or else say which events by --from, --to, --type, --event-source, --status
+    /// Of an event, a trace or an invocation, or a file that `nexus events export` wrote; or else say which events by --from, --to, --type, --event-source, --status
     #[arg(required_unless_present_any = ["from", "to", "ty", "event_source", "status"])]
     id: Option<String>,
     /// Which event, where several sources use the id
@@ -81,6 +82,12 @@ pub struct ReplayArgs {
     /// Of a live replay of more than one event: do not ask
     #[arg(long, short)]
     yes: bool,
+    /// Walk through the calls of the host: what was asked, what was answered, what was printed by then
+    #[arg(long, requires = "id")]
+    step: bool,
+    /// Of a file that `nexus events export` wrote: the component to run
+    #[arg(long, value_name = "FILE", requires = "id")]
+    pub component: Option<PathBuf>,
     /// What makes the exit code 1
     #[arg(long, value_enum, default_value = "failed")]
     fail_on: FailOn,
@@ -91,20 +98,35 @@ fn status(name: &str) -> Result<InvocationStatus, String> {
         .map_err(|_| format!("`{name}` is none of ok, error, timeout, trap, out_of_memory, denied"))
 }
 
+impl ReplayArgs {
+    /// The file of a case, if that is what is to be replayed.
+    pub fn case(&self) -> Option<PathBuf> {
+        let path = Path::new(self.id.as_deref()?);
+        (self.component.is_some() || path.extension().is_some_and(|e| e == "json")).then(|| path.to_owned())
+    }
+
+    /// What the flags say beside which events are meant.
+    pub fn fill_in(&self, request: &mut ReplayRequest) -> Result<(), Failure> {
+        request.mode = match self.mode {
+            Mode::Deterministic => crate::replay::Mode::Deterministic,
+            Mode::Live => crate::replay::Mode::Live,
+        };
+        request.function = self.function.clone();
+        request.rate = self.rate;
+        request.concurrency = self.concurrency;
+        (request.allow_live, request.same_key) = (self.allow_live, self.same_key);
+        (request.confirm, request.steps) = (self.yes, self.step);
+        if let Some(data) = &self.data {
+            let data = RawValue::from_string(data.clone());
+            request.data = Some(data.map_err(|e| Failure::usage(format!("--data is not JSON: {e}")))?);
+        }
+        Ok(())
+    }
+}
+
 pub async fn run(args: ReplayArgs, client: &Client) -> Done {
     let mut request = subject(&args, client).await?;
-    request.mode = match args.mode {
-        Mode::Deterministic => crate::replay::Mode::Deterministic,
-        Mode::Live => crate::replay::Mode::Live,
-    };
-    request.function = args.function;
-    request.rate = args.rate;
-    request.concurrency = args.concurrency;
-    (request.allow_live, request.same_key, request.confirm) = (args.allow_live, args.same_key, args.yes);
-    if let Some(data) = args.data {
-        let data = RawValue::from_string(data).map_err(|e| Failure::usage(format!("--data is not JSON: {e}")))?;
-        request.data = Some(data);
-    }
+    args.fill_in(&mut request)?;
     let Some(id) = start(&mut request, client).await? else {
         say!("nothing was replayed");
         return Ok(ExitCode::FAILURE);
@@ -126,9 +148,19 @@ pub async fn run(args: ReplayArgs, client: &Client) -> Done {
     if progress && replay["total"].as_u64().is_some_and(|total| total > 1) {
         let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
-    match client.output {
-        Output::Json => print_json(&replay),
-        Output::Text => show(&replay),
+    conclude(&args, &replay, client.output)
+}
+
+/// Prints what a replay found, and says so by the exit code.
+pub fn conclude(args: &ReplayArgs, replay: &Value, output: Output) -> Done {
+    match output {
+        Output::Json => print_json(replay),
+        Output::Text => {
+            if args.step {
+                replay["results"].as_array().into_iter().flatten().for_each(step::walk);
+            }
+            show(replay);
+        }
     }
     let any = |key: &str| replay[key] != 0;
     let failed = any("failed")

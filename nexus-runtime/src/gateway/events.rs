@@ -19,6 +19,8 @@ use super::problem::Problem;
 use super::views::{EventStatus, EventView, InvocationView};
 use super::{Shared, body, decode, routing};
 use crate::line::Incoming;
+use crate::replay::ReplayRequest;
+use crate::replay::case::Case;
 
 /// Events that are looked at for one page of a listing with a filter that has no index.
 const LOOKED_AT_MAX: usize = 10_000;
@@ -236,4 +238,15 @@ pub async fn journal(State(gateway): State<Shared>, Path(id): Path<String>) -> R
         "items": nexus_core::journal::calls(&journal),
     });
     Ok(Json(answer).into_response())
+}
+
+/// An event with its journals, in one file that can be replayed elsewhere.
+pub async fn export(
+    State(gateway): State<Shared>,
+    Path(id): Path<String>,
+    Query(query): Query<SourceQuery>,
+) -> Result<Response, Problem> {
+    let record = find_one(&gateway, &id, query.source.as_deref()).await?;
+    let case = Case::of(&gateway.line, &ReplayRequest::default(), record).await?;
+    Ok(Json(case).into_response())
 }

@@ -77,6 +77,7 @@ pub fn router(gateway: Shared) -> Router {
     let api = Router::new()
         .route("/v1/events", post(events::append).get(events::list))
         .route("/v1/events/{id}", get(events::get))
+        .route("/v1/events/{id}/export", get(events::export))
         .route("/v1/functions", get(functions::list))
         .route("/v1/functions/{name}", put(functions::deploy).get(functions::get).delete(functions::delete))
         .route("/v1/functions/{name}/config", put(functions::configure))

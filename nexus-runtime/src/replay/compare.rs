@@ -114,7 +114,10 @@ pub(super) fn compare(
     if let Some((what, before, after)) = pairs.into_iter().find(|(_, before, after)| before != after) {
         let mut sides = json!({"before": before, "after": after});
         if what == "output" {
-            sides["at"] = first_difference(&before, &after).into();
+            // What the function said comes before how much it was.
+            let data = (before["data"] != after["data"]).then(|| first_difference(&before["data"], &after["data"]));
+            let at = data.map_or_else(|| first_difference(&before, &after), |at| format!("/data{at}"));
+            sides["at"] = at.into();
         }
         result = differs(result, what, sides);
     }

@@ -9,10 +9,10 @@ use nexus_core::ids::{FunctionRef, ReplayId};
 use nexus_core::journal::{self, Journal};
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome, TriggerKind};
 use nexus_core::record::{NewRecord, Record};
-use nexus_engine::Journaling;
+use nexus_engine::{Journaling, Step};
 
 use super::compare::{Expected, compare, side_effects};
-use super::request::{Mode, ReplayError, ReplayRequest, ReplayResult, Verdict};
+use super::request::{Mode, ReplayError, ReplayRequest, ReplayResult, StepView, Verdict};
 use crate::catalog::Entry;
 use crate::gateway::http_event;
 use crate::line::{Delivery, How, Line, Replay};
@@ -97,12 +97,27 @@ impl ReplayResult {
             answered: None,
             unmatched: Vec::new(),
             side_effects: None,
+            printed: Vec::new(),
+            steps: Vec::new(),
             notes: Vec::new(),
             cost: None,
             replay_of: None,
             invocation_id: None,
         }
     }
+}
+
+/// The calls that were answered, with what the guest was like at each.
+fn steps(journal: &Journal, steps: &[Step]) -> Vec<StepView> {
+    let view = |(call, step): (journal::CallView, &Step)| StepView {
+        call: call.call,
+        import: call.import.to_owned(),
+        asked: call.asked,
+        answer: call.answer,
+        printed: step.lines,
+        memory_bytes: step.memory_bytes,
+    };
+    journal::calls(journal).into_iter().zip(steps).map(view).collect()
 }
 
 /// What a replay from a journal needs of the recorded invocation.
@@ -114,6 +129,16 @@ struct Recorded {
 }
 
 impl Item {
+    /// The last attempt, if there was one.
+    pub(super) fn before(&self) -> Option<&Outcome> {
+        self.before.as_ref()
+    }
+
+    /// The function.
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
     /// Runs it, and says what differs.
     pub(super) async fn replay(self, line: &Line, id: ReplayId, request: &ReplayRequest) -> ReplayResult {
         let event = &self.record.entry.event;
@@ -169,6 +194,10 @@ impl Item {
             _ => None,
         };
         let mut result = compare(self.before.as_ref(), emitted.as_deref(), &delivered, &expected, result);
+        if let (Some(recorded), Some(replayed), true) = (&recorded, &delivered.replayed, request.steps) {
+            result.steps = steps(&recorded.journal, &replayed.steps);
+            result.printed.clone_from(&delivered.outcome.logs);
+        }
         if recorded.is_some() {
             let (found, any) = side_effects(&delivered.outcome.kernel);
             result.side_effects = Some(found);
@@ -224,14 +253,14 @@ impl Item {
         };
         let exactly = version.version == before.version && request.data.is_none();
         let journaling = match exactly {
-            true => Journaling::Replay(journal.clone()),
+            true => Journaling::Replay { journal: journal.clone(), steps: request.steps },
             false => Journaling::Answer { journal: journal.clone(), allow_live: request.allow_live },
         };
         Ok(Recorded { how: How::Recorded { journaling, seen_as: before.invocation_id, config }, journal, exactly })
     }
 
     /// The events that the recorded invocation emitted. `None`: they are not all there any more.
-    async fn emitted(&self, line: &Line, before: &Outcome) -> Option<Vec<NewRecord>> {
+    pub(super) async fn emitted(&self, line: &Line, before: &Outcome) -> Option<Vec<NewRecord>> {
         let mut ids = &before.emitted[..];
         if before.dead_letter_emitted {
             // It was emitted in the function's place.

@@ -1,5 +1,6 @@
 //! Replay: events through [`Line::deliver`] again, compared with what came of them before.
 
+pub mod case;
 mod compare;
 mod deliveries;
 mod request;
@@ -85,6 +86,9 @@ impl Replays {
                 return invalid("`same_key` is for mode `live`; a deterministic replay has the key that was recorded");
             }
             Mode::Live | Mode::Deterministic => {}
+        }
+        if request.steps && (request.filter.is_some() || request.mode == Mode::Live) {
+            return invalid("`steps` is for the exact replay of one event or trace");
         }
         if request.data.is_some() && request.filter.is_some() {
             return invalid("`data` is another payload of one event; it cannot be that of all that a `filter` finds");

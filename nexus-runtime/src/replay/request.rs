@@ -88,6 +88,9 @@ pub struct ReplayRequest {
     /// Of a live replay: with the idempotency key that the event had, so that who has seen it takes it for the same.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub same_key: bool,
+    /// Of an exact replay: tell of each call of the host.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub steps: bool,
     /// Of a live replay of more than one event: it is meant.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub confirm: bool,
@@ -159,6 +162,23 @@ impl Verdict {
     }
 }
 
+/// One call of the host in an exact replay.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepView {
+    /// Which one, counted from 0.
+    pub call: usize,
+    /// Its import.
+    pub import: String,
+    /// What was asked.
+    pub asked: String,
+    /// What was answered.
+    pub answer: String,
+    /// How many of the lines in the result's `printed` the guest had written by then.
+    pub printed: usize,
+    /// Bytes of the guest's memory by then.
+    pub memory_bytes: u64,
+}
+
 /// One result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ReplayResult {
@@ -186,6 +206,12 @@ pub struct ReplayResult {
     /// Of a deterministic replay: `none` if the kernel saw none, what it saw, or `not watched` and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub side_effects: Option<String>,
+    /// With `steps`: the lines that the guest wrote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub printed: Vec<nexus_core::outcome::LogLine>,
+    /// Of an exact replay that was to tell of them: the calls of the host, as far as they were answered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepView>,
     /// Of a deterministic replay that differs: what else may be the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

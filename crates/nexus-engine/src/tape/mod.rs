@@ -14,6 +14,7 @@ pub(crate) mod preview1;
 pub(crate) mod random;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chacha20::ChaCha12Rng;
 use nexus_core::journal::{Divergence, Entry, Header, Journal, Kept, Partial, Writer};
@@ -21,6 +22,8 @@ use parking_lot::Mutex;
 use rand::rand_core::{Rng as _, SeedableRng as _};
 
 pub use answers::Unmatched;
+
+use crate::streams::Lines;
 pub(crate) use answers::{Answer, Answers, recorded, whole};
 
 /// What becomes of an invocation's journal.
@@ -39,7 +42,12 @@ pub enum Journaling {
         redacted: Arc<Vec<String>>,
     },
     /// It is played back: the guest gets every answer from it, and stops at the first call that is not the recorded one.
-    Replay(Arc<Journal>),
+    Replay {
+        /// The journal.
+        journal: Arc<Journal>,
+        /// Whether it is noted what the guest was like at each call.
+        steps: bool,
+    },
     /// Its answers are given to whoever asks the same, be it another version of the function, or on another payload.
     Answer {
         /// Where the answers are.
@@ -62,6 +70,24 @@ pub struct Replayed {
     pub output: u64,
     /// Whether its code was compiled by another engine when its journal was written.
     pub other_engine: bool,
+    /// What the guest was like at each call that was answered, where that was asked for.
+    pub steps: Vec<Step>,
+}
+
+/// A guest as it was when it made a call of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Lines that it had written.
+    pub lines: usize,
+    /// Bytes of its linear memories.
+    pub memory_bytes: u64,
+}
+
+/// Where a tape looks for what a guest is like.
+#[derive(Clone)]
+pub(crate) struct Looks {
+    pub lines: Arc<Mutex<Lines>>,
+    pub memory: Arc<AtomicUsize>,
 }
 
 /// Ends a guest whose replay left the recording.
@@ -107,6 +133,8 @@ struct Player {
     journal: Arc<Journal>,
     next: usize,
     divergence: Option<Divergence>,
+    looks: Option<Looks>,
+    steps: Vec<Step>,
 }
 
 /// Which random numbers.
@@ -118,9 +146,9 @@ pub(crate) enum Draw {
 
 impl Tape {
     /// For one invocation; `partial` where something of it will not be recorded.
-    pub(crate) fn new(journaling: Journaling, engine: u64, partial: Option<Partial>) -> Self {
+    pub(crate) fn new(journaling: Journaling, engine: u64, partial: Option<Partial>, looks: Looks) -> Self {
         let other_engine = match &journaling {
-            Journaling::Replay(journal) | Journaling::Answer { journal, .. } => journal.header.engine != engine,
+            Journaling::Replay { journal, .. } | Journaling::Answer { journal, .. } => journal.header.engine != engine,
             Journaling::Off | Journaling::Record { .. } => false,
         };
         let side = match journaling {
@@ -129,7 +157,10 @@ impl Tape {
                 let header = Header { partial, config, engine, ..Header::default() };
                 Side::Record(Recorder { writer: Writer::default(), header, bytes_max, redacted })
             }
-            Journaling::Replay(journal) => Side::Play(Player { journal, next: 0, divergence: None }),
+            Journaling::Replay { journal, steps } => {
+                let looks = steps.then_some(looks);
+                Side::Play(Player { journal, next: 0, divergence: None, looks, steps: Vec::new() })
+            }
             Journaling::Answer { journal, allow_live } => Side::Answer(Answers::of(&journal, allow_live)),
         };
         let inner = Inner { side, other_engine, wall: 0, monotonic: 0, secret: None, insecure: None };
@@ -338,6 +369,10 @@ impl Player {
         let recorded = self.journal.entries.get(self.next);
         if let Some(answer) = recorded.and_then(pick) {
             self.next += 1;
+            if let Some(looks) = &self.looks {
+                let memory_bytes = looks.memory.load(Ordering::Relaxed) as u64;
+                self.steps.push(Step { lines: looks.lines.lock().len(), memory_bytes });
+            }
             return Ok(answer);
         }
         if recorded.is_none() && self.journal.header.cut {
@@ -355,6 +390,7 @@ impl Player {
             self.divergence =
                 Some(Divergence { call: self.next, expected: Some(next.call()), actual: None, printed: Vec::new() });
         }
-        Replayed { divergence: self.divergence.clone(), calls: self.next, ..Replayed::default() }
+        let steps = std::mem::take(&mut self.steps);
+        Replayed { divergence: self.divergence.clone(), calls: self.next, steps, ..Replayed::default() }
     }
 }

@@ -8,7 +8,7 @@ use nexus_core::outcome::InvocationStatus;
 use nexus_engine::{Finished, Journaling};
 use serde_json::{Value, json};
 
-use super::guests::{config, guest, journal_of, post, recording, run};
+use super::guests::{config, guest, journal_of, playing, post, recording, run};
 use super::whimsy::Whimsy;
 
 /// A script, recorded, and played back from a journal that was altered.
@@ -18,7 +18,7 @@ async fn altered(steps: &Value, alter: impl FnOnce(&mut Journal)) -> Finished {
     let recorded = run(&guest, post(body.as_bytes()), config(), recording()).await;
     let mut journal = (*journal_of(&recorded)).clone();
     alter(&mut journal);
-    run(&guest, post(body.as_bytes()), config(), Journaling::Replay(Arc::new(journal))).await
+    run(&guest, post(body.as_bytes()), config(), playing(Arc::new(journal))).await
 }
 
 fn left(finished: &Finished) -> (usize, Option<String>, Option<String>) {

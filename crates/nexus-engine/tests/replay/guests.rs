@@ -48,6 +48,10 @@ pub fn recording() -> Journaling {
     Journaling::Record { bytes_max: 16 << 20, config: [0; 16], redacted: Arc::new(vec!["authorization".into()]) }
 }
 
+pub fn playing(journal: Arc<Journal>) -> Journaling {
+    Journaling::Replay { journal, steps: false }
+}
+
 pub fn post(body: &[u8]) -> Request {
     Request::Http(HttpRequest {
         method: http::Method::POST,
@@ -127,7 +131,7 @@ async fn every_kind_of_function_is_played_back() {
         let guest = guest(name);
         let recorded = run(&guest, request.clone(), config(), recording()).await;
         let journal = journal_of(&recorded);
-        let replay = run(&guest, request, config(), Journaling::Replay(journal)).await;
+        let replay = run(&guest, request, config(), playing(journal)).await;
         same(&recorded, &replay, name);
     }
 }
@@ -155,7 +159,7 @@ async fn what_ended_by_its_time_ends_there_again() {
         let journal = journal_of(&recorded);
         assert!(journal.header.cut);
         let began = Instant::now();
-        let replay = run(&guest, post(body), config, Journaling::Replay(journal)).await;
+        let replay = run(&guest, post(body), config, playing(journal)).await;
         same(&recorded, &replay, "a timeout");
         assert!(began.elapsed() < Duration::from_secs(30), "it does not wait for what it waited for then");
     }

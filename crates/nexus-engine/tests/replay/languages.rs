@@ -4,10 +4,9 @@
 
 use std::path::PathBuf;
 
-use nexus_engine::Journaling;
 use serde_json::{Value, json};
 
-use super::guests::{config, guest_in, journal_of, post, recording, run, same};
+use super::guests::{config, guest_in, journal_of, playing, post, recording, run, same};
 use super::whimsy::Whimsy;
 
 /// How often each is recorded and replayed.
@@ -29,7 +28,7 @@ async fn check(name: &str, differs: &[&str]) {
         assert_eq!(recorded.status.as_str(), "ok", "{name}: {:?} {:?}", recorded.error, recorded.logs);
         let journal = journal_of(&recorded);
         let asked = whimsy.asked();
-        let replay = run(&guest, post(body.as_bytes()), config(), Journaling::Replay(journal)).await;
+        let replay = run(&guest, post(body.as_bytes()), config(), playing(journal)).await;
         same(&recorded, &replay, name);
         assert_eq!(whimsy.asked(), asked, "a replay asks nobody");
         answers.push(serde_json::from_slice(&recorded.answer.body).expect("JSON"));

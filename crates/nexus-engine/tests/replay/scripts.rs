@@ -2,12 +2,11 @@
 
 use std::cell::Cell;
 
-use nexus_engine::Journaling;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
-use super::guests::{config, guest, journal_of, post, recording, run, same};
+use super::guests::{config, guest, journal_of, playing, post, recording, run, same};
 use super::whimsy::Whimsy;
 
 /// A step of the guest `script`; `@` stands for the server, which is known only when it runs.
@@ -66,7 +65,7 @@ fn any_sequence_of_calls_is_played_back_to_the_bit() {
         let recorded = runtime.block_on(run(&guest, post(body.as_bytes()), config(), recording()));
         let journal = journal_of(&recorded);
         let asked = whimsy.asked();
-        let replay = runtime.block_on(run(&guest, post(body.as_bytes()), config(), Journaling::Replay(journal)));
+        let replay = runtime.block_on(run(&guest, post(body.as_bytes()), config(), playing(journal)));
         same(&recorded, &replay, &body);
         prop_assert_eq!(whimsy.asked(), asked, "a replay asks nobody");
         answered.set(answered.get() + replay.replayed.map_or(0, |replayed| replayed.calls));
