@@ -21,7 +21,7 @@ use nexus_core::kernel::KernelAccount;
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome, TriggerKind};
 use nexus_core::record::{Cause, DEPTH_MAX, NewRecord, Record};
 use nexus_core::trace::{SpanId, TraceContext};
-use nexus_engine::{Answer, Finished, HttpRequest, Invocation, Journaling, Replayed, Request};
+use nexus_engine::{Answer, Finished, HttpRequest, Invocation, Journaling, Profile, Replayed, Request};
 use nexus_log::{Commit, Receipt, Storage, StorageError};
 
 use crate::catalog::{Catalog, Entry};
@@ -147,7 +147,7 @@ impl Line {
         let invocation_id = InvocationId::generate();
         let permit = delivery.entry.permits.clone().acquire_owned().await;
         let (finished, kernel, slow_syscalls, cold, started_at);
-        match self.catalog.ready(&delivery.entry, &delivery.version).await {
+        match self.catalog.ready(&delivery.version, Profile::for_memory(delivery.config().limits.memory_mb)).await {
             Ok(ready) => {
                 cold = ready.cold;
                 started_at = self.clock.now();
@@ -243,6 +243,9 @@ impl Line {
                 outcome.error = Some(format!("what the function gave back cannot be kept: {error}"));
                 (outcome.output, outcome.emitted, outcome.dead_letter_emitted) = (None, Vec::new(), false);
                 (outcome.logs, outcome.host_calls) = (Vec::new(), Vec::new());
+                if outcome.journal.take().is_some() {
+                    outcome.journal_partial = Some(Partial::NotTaken);
+                }
                 outcome.disposition = disposition(&delivery, &outcome, true, None, self.clock.now());
                 self.commit(&delivery.record, &outcome, &[]).await?;
                 Ok(Delivered { outcome, answer: finished.answer, replayed, not_emitted })
@@ -343,13 +346,12 @@ impl Line {
             _ => Request::Event(Arc::new(as_seen(delivery, &trace))),
         };
         let on_line = || self.telemetry.on_line(record, &delivery.entry.function.name, id);
-        let (config, journaling, on_line) = match delivery.replay.as_ref().map(|replay| &replay.how) {
+        let (journaling, on_line) = match delivery.replay.as_ref().map(|replay| &replay.how) {
             // What is said again is not news.
-            Some(How::Recorded { journaling, config, .. }) => (config.clone(), journaling.clone(), None),
-            Some(How::Live { .. }) | None => {
-                (delivery.entry.config.clone(), delivery.entry.journaling(), Some(on_line()))
-            }
+            Some(How::Recorded { journaling, .. }) => (journaling.clone(), None),
+            Some(How::Live { .. }) | None => (delivery.entry.journaling(), Some(on_line())),
         };
+        let config = delivery.config().clone();
         Invocation { id, request, config, trace, marker, started, on_line, journaling }
     }
 
@@ -407,6 +409,14 @@ impl Delivery {
         match self.replay.as_ref().map(|replay| &replay.how) {
             Some(How::Recorded { seen_as, .. }) => *seen_as,
             Some(How::Live { .. }) | None => id,
+        }
+    }
+
+    /// The configuration that it is run with.
+    fn config(&self) -> &Arc<FunctionConfig> {
+        match self.replay.as_ref().map(|replay| &replay.how) {
+            Some(How::Recorded { config, .. }) => config,
+            Some(How::Live { .. }) | None => &self.entry.config,
         }
     }
 

@@ -99,8 +99,10 @@ impl Server {
         if config.kernel_overhead_max.is_some() {
             tasks.spawn(keep_to_budget(kernel.clone(), telemetry.clone(), stop.clone()));
         }
+        let replays = Replays::new(line.clone(), tasks.clone(), stop.clone());
+        tasks.spawn(replays.clone().go_on());
         let gateway = Arc::new(Gateway {
-            replays: Replays::new(line.clone(), tasks.clone(), stop.clone()),
+            replays,
             line,
             dispatcher: dispatcher.clone(),
             limits: config.limits.clone(),

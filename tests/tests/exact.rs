@@ -157,6 +157,31 @@ async fn an_attempt_that_failed_fails_in_the_same_way() {
 }
 
 #[tokio::test]
+async fn one_attempt_of_several_is_replayed_by_its_own_id() {
+    let server = Server::start();
+    let vacant = nexus_tests::receiver::Vacant::new();
+    let mut config = on("t");
+    config["retry"] = json!({"attempts_max": 20, "backoff_ms": 20, "backoff_max_ms": 20});
+    config["env"] = json!({"FORWARD_URL": format!("http://{}/", vacant.address)});
+    server.deploy("forward", "webhook-forward", config).await;
+    let data = json!({"order_id": "o-1", "customer": "ada", "total_cents": 1});
+    server.send(event("1", "t", data)).await;
+    let first = server.event_until("1", |event| event["invocations"][0]["status"] == "error").await;
+    let _receiver = vacant.answering(StatusCode::OK);
+    server.settled("1", "done").await;
+    let id = first["invocations"][0]["invocation_id"].as_str().expect("an id");
+    let result = check(&server, json!({"invocation_id": id}), "identical", Value::Null).await;
+    assert_eq!(result["replay_of"], id);
+    let again = result["invocation_id"].as_str().expect("an id");
+    let again = server.get(&format!("/v1/invocations/{again}")).await["invocation"].clone();
+    assert_eq!((&again["status"], &again["error"]), (&json!("error"), &first["invocations"][0]["error"]));
+    let cli = Cli::of(&server);
+    assert_eq!(cli.json(["replay", id])["results"][0]["replay_of"], id);
+    let last = check(&server, json!({"event_id": "1"}), "identical", Value::Null).await;
+    assert_ne!(last["replay_of"], id, "the last attempt, where none is named");
+}
+
+#[tokio::test]
 async fn other_code_and_other_payloads_are_given_the_recorded_answers() {
     let server = Server::start();
     let receiver = Receiver::answering(StatusCode::OK).await;
@@ -427,4 +452,73 @@ async fn a_fix_is_tried_on_what_failed_and_then_gets_it() {
     let done = server.settled("2", "done").await;
     let last = done["invocations"].as_array().and_then(|all| all.last()).expect("an attempt");
     assert_eq!((&last["version"], &last["output"]["data"]["accepted"]), (&json!(2), &json!(false)));
+}
+
+/// Events of a type `t` for `f`, all delivered.
+async fn many(server: &Server, count: usize) {
+    server.deploy("f", "noop", on("t")).await;
+    let batch: Vec<_> = (0..count).map(|i| event(&i.to_string(), "t", json!({}))).collect();
+    let request = server.request(Method::POST, "/v1/events");
+    let request = request.header("content-type", "application/cloudevents-batch+json").body(json!(batch).to_string());
+    assert_eq!(server.answer(request).await.0, 202);
+    until("all deliveries", async || {
+        let waiting = server.get("/v1/events?type=t&status=pending").await["items"].as_array().map(Vec::len);
+        let running = server.get("/v1/events?type=t&status=running").await["items"].as_array().map(Vec::len);
+        (waiting == Some(0) && running == Some(0)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replay_of_many_goes_on_after_a_kill() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::builder().data_dir(folder.path()).start();
+    many(&server, 900).await;
+    let request = json!({"filter": {"type": "t"}, "rate": 300});
+    let (status, answer) = server.answer(server.request(Method::POST, "/v1/replays").json(&request)).await;
+    assert_eq!(status, 202, "{answer}");
+    let path = format!("/v1/replays/{}", answer["replay_id"].as_str().expect("an id"));
+    // What comes later is not meant.
+    server.send(event("later", "t", json!({}))).await;
+    until("a part of it", async || Some(server.get(&path).await).filter(|r| r["done"].as_u64() > Some(550))).await;
+    server.kill();
+
+    let server = Server::builder().data_dir(folder.path()).start();
+    let after = server.get(&path).await;
+    assert!(after["done"].as_u64() >= Some(256) && after["status"] != "aborted", "what was kept: {after:#}");
+    let ended = until("its end", async || Some(server.get(&path).await).filter(|r| r["status"] == "done")).await;
+    assert_eq!((&ended["total"], &ended["done"], &ended["identical"]), (&json!(900), &json!(900), &json!(900)));
+    // And it stays over.
+    server.stop();
+    let server = Server::builder().data_dir(folder.path()).start();
+    let kept = server.get(&path).await;
+    assert_eq!((&kept["status"], &kept["identical"]), (&json!("done"), &json!(900)));
+    assert_eq!(kept["kinds"][0]["count"], 900);
+}
+
+#[tokio::test]
+async fn a_replay_of_many_can_be_held() {
+    let server = Server::start();
+    many(&server, 50).await;
+    let request = json!({"filter": {"type": "t"}, "rate": 20, "concurrency": 1});
+    let (_, answer) = server.answer(server.request(Method::POST, "/v1/replays").json(&request)).await;
+    let id = answer["replay_id"].as_str().expect("an id");
+    let cli = Cli::of(&server);
+    cli.json(["replays", "pause", id]);
+    let get = async || server.get(&format!("/v1/replays/{id}")).await;
+    let held = until("it is held", async || Some(get().await).filter(|r| r["status"] == "paused")).await;
+    let done = until("what it was at", async || {
+        let (one, other) = (get().await, get().await);
+        (one["done"] == other["done"]).then(|| one["done"].clone())
+    })
+    .await;
+    assert!(done.as_u64() < Some(50) && held["total"] == 50, "{held:#}");
+    assert!(cli.text(["replays"]).contains("paused"));
+    cli.json(["replays", "resume", id]);
+    let ended = until("its end", async || Some(get().await).filter(|r| r["status"] == "done")).await;
+    assert_eq!(ended["identical"], 50);
+    // Over is over.
+    assert_eq!(cli.json(["replays", "pause", id])["status"], "done");
+    let gone = server.request(Method::POST, "/v1/replays/00000000-0000-7000-8000-000000000000/pause");
+    assert_eq!(server.answer(gone).await.0, 404);
 }

@@ -6,6 +6,7 @@ mod jetstream;
 mod large;
 mod load;
 mod probes;
+mod replay;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use crate::process::{Running, cargo, must, nexus_ready, output, root};
 /// Connections of the load generator.
 const CONNECTIONS: u32 = 64;
 /// What there is; `large` takes minutes and gigabytes, so it is run where it is named.
-const ALL: [&str; 7] = ["call", "cold", "ingest", "latency", "jetstream", "probes", "large"];
+const ALL: [&str; 8] = ["call", "cold", "ingest", "latency", "jetstream", "probes", "replay", "large"];
 
 /// Runs the benchmarks that are named, or all.
 pub fn run(seconds: u32, rounds: u32, only: &[String]) -> Result<()> {
@@ -48,6 +49,9 @@ pub fn run(seconds: u32, rounds: u32, only: &[String]) -> Result<()> {
     }
     if wanted("probes") {
         probes::run(&wrk, rounds)?;
+    }
+    if wanted("replay") {
+        replay::run(&wrk, rounds)?;
     }
     if wanted("large") {
         large::run(&wrk)?;

@@ -101,7 +101,8 @@ fn tell(nexus: &Nexus, chat: std::net::SocketAddr, messages: &mpsc::Receiver<Str
 /// A function with a bug, its fix, and what the fix does to the events that failed.
 fn fix(nexus: &Nexus) -> Result<()> {
     step("Yesterday: a function with a bug. The last of three orders has no items");
-    nexus.show(&["deploy".into(), path(root().join("tests/guests/order-check-flawed"))])?;
+    let flawed = path(root().join("tests/guests/order-check-flawed"));
+    nexus.show(&["deploy".into(), flawed, "--name".into(), "checkout".into()])?;
     let mug = r#"[{"sku": "mug-blue", "quantity": 2, "unit_price_cents": 1450}]"#;
     let coffee = r#"[{"sku": "coffee-1kg", "quantity": 200, "unit_price_cents": 2390}]"#;
     let mut last = String::new();

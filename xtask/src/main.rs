@@ -74,7 +74,7 @@ enum Command {
         /// Rounds; the peers take turns within each
         #[arg(long, default_value_t = 3)]
         rounds: u32,
-        /// Only these: call, cold, ingest, latency, jetstream, probes, large
+        /// Only these: call, cold, ingest, latency, jetstream, probes, replay, large
         only: Vec<String>,
     },
 }

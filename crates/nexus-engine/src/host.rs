@@ -68,8 +68,9 @@ pub(crate) fn wasi(
     let mut wasi = WasiCtxBuilder::new();
     wasi.stdout(stdout).stderr(stderr).max_random_size(RANDOM_BYTES_MAX);
     // File calls run on the invocation's own thread, so that they are seen as its own (see `Loaded::invoke`). A mount takes
-    // this over when it is added: it comes first.
-    wasi.allow_blocking_current_thread(true);
+    // this over when it is added: it comes first. Without mounts the thread is one of the server's: nothing may block it, and a
+    // preview-1 module's sleep would.
+    wasi.allow_blocking_current_thread(!config.mounts.is_empty());
     if let Some(stdin) = stdin {
         wasi.stdin(stdin);
     }

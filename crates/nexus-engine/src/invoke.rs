@@ -1,9 +1,11 @@
 //! One invocation: a fresh instance, one call, and everything about it that is to be known.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{self, Either};
 use http_body_util::{BodyExt, Limited};
 use nexus_core::event::Draft;
 use nexus_core::function::FunctionConfig;
@@ -31,6 +33,10 @@ use crate::worlds::{Loaded, World};
 /// How much longer than its timeout an invocation is waited for, where it blocks in the host and its own clock is not
 /// asked.
 const TIMEOUT_SLACK: Duration = Duration::from_millis(20);
+/// In a replay, for what the guest has answered to be taken once the guest is stopped: it is all there.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(200);
+/// How much longer a replay may take than its timeout, where the recorded one did not: it may run on a slower or a busier machine.
+const REPLAY_PATIENCE: u32 = 10;
 
 /// One run of a function.
 pub struct Invocation {
@@ -110,6 +116,8 @@ struct Ran {
     /// `None`: not known.
     memory: Option<Memory>,
     init: Duration,
+    /// The guest was let go of before it came to its end.
+    cut: bool,
 }
 
 impl Loaded {
@@ -128,7 +136,11 @@ impl Loaded {
             started,
             (bounds.host_calls_open_max, bounds.host_calls_max),
         );
-        let timeout = config.limits.timeout();
+        let patience = match &journaling {
+            Journaling::Replay { journal, .. } if !journal.header.cut => REPLAY_PATIENCE,
+            Journaling::Replay { .. } | Journaling::Off | Journaling::Record { .. } | Journaling::Answer { .. } => 1,
+        };
+        let timeout = config.limits.timeout() * patience;
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
         let place = self.profile_engine().places.clone().acquire_many_owned(self.places).await;
         let partial = (!config.mounts.is_empty()).then_some(Partial::Files);
@@ -146,6 +158,7 @@ impl Loaded {
             marker: marker.clone(),
             tape: tape.clone(),
             memory,
+            timeout,
         };
         let marked = Marked::new(marker, Part::Guest, Box::pin(guest.run()));
         let ran = if blocking {
@@ -156,11 +169,12 @@ impl Loaded {
             Some(ran)
         };
         let ended = calls.ended(ran.is_some()).await;
-        let left_behind = ran.is_none() || ended.resolving;
+        let left_guest = ran.is_none();
+        let left_behind = left_guest || ended.resolving;
         let ran = ran.unwrap_or_else(time_up);
         let (logs, logs_dropped) = lines.lock().take();
         let duration = started.elapsed();
-        let Ran { result, memory, init } = ran;
+        let Ran { result, memory, init, cut } = ran;
         let mut finished = Finished {
             status: InvocationStatus::Ok,
             error: None,
@@ -187,7 +201,8 @@ impl Loaded {
         }
         if tape.is_there() {
             let output = finished.answer.hash(&finished.emitted);
-            finished.journal = tape.recorded(finished.status == InvocationStatus::Timeout, output, left_behind);
+            let cut = finished.status == InvocationStatus::Timeout || cut;
+            finished.journal = tape.recorded(cut, output, left_guest);
             finished.replayed = tape.replayed(output);
         }
         finished
@@ -233,7 +248,7 @@ fn reason(error: &wasmtime::Error) -> String {
 }
 
 fn time_up() -> Ran {
-    Ran { result: Err(Failure::Stopped(TimeUp.into())), memory: None, init: Duration::ZERO }
+    Ran { result: Err(Failure::Stopped(TimeUp.into())), memory: None, init: Duration::ZERO, cut: true }
 }
 
 /// A function with mounts reads and writes files with calls that block. They run on a thread that may, and as the
@@ -279,6 +294,8 @@ struct Guest {
     tape: Tape,
     /// Bytes of its memories, for the tape.
     memory: Arc<AtomicUsize>,
+    /// How long it may take.
+    timeout: Duration,
 }
 
 impl Guest {
@@ -286,10 +303,11 @@ impl Guest {
         let began = Instant::now();
         let mut init = Duration::ZERO;
         let mut memory = None;
+        let mut cut = false;
         let result = match &self.loaded.world {
             World::Http(pre) => match self.component_store(None, None) {
                 Ok(mut store) => {
-                    let result = self.run_http(pre, &mut store, began, &mut init).await;
+                    let result = self.run_http(pre, &mut store, began, &mut init, &mut cut).await;
                     memory = Some(store.data().limiter.memory());
                     result
                 }
@@ -316,7 +334,7 @@ impl Guest {
             }
             World::Preview1(pre) => self.run_preview1(pre, began, &mut init, &mut memory).await,
         };
-        Ran { result, memory, init }
+        Ran { result, memory, init, cut }
     }
 
     fn event_json(&self) -> Vec<u8> {
@@ -361,13 +379,12 @@ impl Guest {
 
     /// At every tick the guest lets others run, and at its deadline it is stopped.
     fn set_deadline<T: Send + 'static>(&self, store: &mut Store<T>) {
-        let deadline = self.started + self.config.limits.timeout();
+        let deadline = self.started + self.timeout;
         let tape = self.tape.clone();
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |_| {
-            // A clock that left the recording could not say so itself.
-            if tape.has_left() {
-                Err(Left.into())
+            if let Some(over) = tape.over() {
+                Err(over)
             } else if Instant::now() >= deadline {
                 Err(TimeUp.into())
             } else {
@@ -393,6 +410,7 @@ impl Guest {
         store: &mut Store<Host>,
         began: Instant,
         init: &mut Duration,
+        cut: &mut bool,
     ) -> Result<(Answer, Vec<Draft>), Failure> {
         use wasmtime_wasi_http::WasiHttpView;
         let proxy = pre.instantiate_async(&mut *store).await.map_err(Failure::Stopped)?;
@@ -403,7 +421,12 @@ impl Guest {
         let outparam = store.data_mut().http().new_response_outparam(sender).map_err(Failure::Stopped)?;
         let handler = proxy.wasi_http_incoming_handler();
         let bytes_max = self.loaded.engine.config.output_bytes_max;
-        let call = async { handler.call_handle(&mut *store, request, outparam).await.map_err(Failure::Stopped) };
+        let call = async {
+            *cut = true;
+            let called = handler.call_handle(&mut *store, request, outparam).await;
+            *cut = false;
+            called.map_err(Failure::Stopped)
+        };
         let receive = async {
             let Ok(answer) = receiver.await else { return Ok(None) };
             let response = answer.map_err(|code| not_permanent(format!("the function answered with {code:?}")))?;
@@ -417,7 +440,23 @@ impl Guest {
             Ok(Some(Answer { http_status: Some(head.status.as_u16()), headers: head.headers, body: body.to_bytes() }))
         };
         // Both run at once: the guest waits where its body is not taken. A guest that fails after it answered has failed.
-        let ((), answer) = futures_util::future::try_join(call, receive).await?;
+        let (call, receive) = (pin!(call), pin!(receive));
+        let answer = match future::select(call, receive).await {
+            Either::Left((Ok(()), receive)) => receive.await?,
+            // In a replay it never waits: it may have come to where the recorded one was let go of, because of its answer.
+            Either::Left((Err(Failure::Stopped(error)), receive)) if error.is::<CutHere>() => {
+                match tokio::time::timeout(ANSWER_PATIENCE, receive).await {
+                    Ok(Err(failure)) => return Err(failure),
+                    Ok(Ok(_)) | Err(_) => return Err(Failure::Stopped(error)),
+                }
+            }
+            Either::Left((Err(failure), _)) => return Err(failure),
+            Either::Right((answer, call)) => {
+                let answer = answer?;
+                call.await?;
+                answer
+            }
+        };
         let answer = answer.ok_or_else(|| not_permanent("the function set no response".into()))?;
         match self.request {
             // The response goes back as it is, but the invocation did not go well.

@@ -34,9 +34,8 @@ impl Linkers {
         tape::random::link(&mut component)?;
         let mut module = wasmtime::Linker::new(engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut module, |host: &mut Preview1Host| &mut host.wasi)?;
-        let real = module.clone();
         module.allow_shadowing(true);
-        tape::preview1::link(&mut module, real)?;
+        tape::preview1::link(&mut module)?;
         Ok(Self { component, module })
     }
 }

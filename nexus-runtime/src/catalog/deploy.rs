@@ -144,7 +144,10 @@ impl Catalog {
                 return Ok(new);
             }
             if old.as_ref().is_none_or(|old| old.config != new.config) {
-                self.keep_config(super::digest_of(&new.config), &new.config).await?;
+                // Also the one that goes: an earlier release, which wrote it otherwise, did not keep it.
+                for config in old.iter().map(|old| &old.config).chain([&new.config]) {
+                    self.keep_config(super::digest_of(config), config).await?;
+                }
             }
             match self.put(new.clone(), revision).await {
                 Ok(()) => return Ok(new),

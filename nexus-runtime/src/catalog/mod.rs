@@ -228,8 +228,8 @@ impl Catalog {
     }
 
     /// Makes a version ready to run: from memory, from the artifact cache, or compiled anew.
-    pub async fn ready(&self, entry: &Entry, version: &FunctionVersion) -> Result<Ready, nexus_engine::EngineError> {
-        self.loaded.get(version.digest, entry.profile()).await
+    pub async fn ready(&self, version: &FunctionVersion, profile: Profile) -> Result<Ready, nexus_engine::EngineError> {
+        self.loaded.get(version.digest, profile).await
     }
 
     /// The configuration that a journal names: an entry's present one, or one that was there before. `None`: it is not known any more.

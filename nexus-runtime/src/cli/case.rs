@@ -26,6 +26,10 @@ pub fn run(args: ReplayArgs, case: &Path, output: Output) -> Done {
     let Some(component) = &args.component else {
         return Err(Failure::usage("a case is replayed with the component that ran, or another: --component FILE"));
     };
+    // A case may be anybody's: what is allowed to it is in it.
+    if args.goes_out() {
+        return Err(Failure::usage("a case is replayed without the network: neither --mode live nor --allow-live"));
+    }
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let case = Case::read(&read(case)?).map_err(|e| Failure::failed(e.to_string()))?;
     let component = read(component)?;
@@ -80,7 +84,7 @@ async fn replay(
     let id = replays.start(request).await.map_err(|e| Failure::failed(e.to_string()))?;
     tasks.close();
     tasks.wait().await;
-    let view = replays.get(id).context("the replay is gone")?;
+    let view = replays.get(id).await.map_err(|e| Failure::failed(e.to_string()))?.context("the replay is gone")?;
     let view: Value = serde_json::to_value(view).map_err(anyhow::Error::from)?;
     drop(replays);
     storage.close().await.map_err(anyhow::Error::from)?;

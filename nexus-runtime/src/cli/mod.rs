@@ -15,6 +15,7 @@ mod new;
 mod observe;
 mod profile;
 mod replay;
+mod replays;
 mod send;
 mod serve;
 mod step;
@@ -147,6 +148,9 @@ enum Command {
                             nexus replay --from 2026-11-26T00:00:00Z --function order-check@8 --fail-on diverged\n  \
                             nexus events export ID > case.json && nexus replay case.json --component f.wasm")]
     Replay(replay::ReplayArgs),
+    /// Lists replays; shows, holds or ends one
+    #[command(after_help = "Examples:\n  nexus replays\n  nexus replays pause REPLAY")]
+    Replays(replays::ReplaysArgs),
     /// Takes a profile of a function: where its time on the CPU goes, in its own code, the host's and the kernel's
     #[command(after_help = "Examples:\n  nexus profile order-check --seconds 30\n  \
                             nexus profile order-check -o order-check.pb.gz && go tool pprof -top order-check.pb.gz")]
@@ -232,6 +236,7 @@ async fn run_client(command: Command, global: Global) -> Done {
         Command::Events(args) => events::run(args, &client).await,
         Command::Trace(args) => trace::run(args, &client).await,
         Command::Replay(args) => replay::run(args, &client).await,
+        Command::Replays(args) => replays::run(args, &client).await,
         Command::Profile(args) => profile::run(args, &client).await,
         Command::Dlq(args) => dlq::run(args, &client).await,
         Command::Logs(args) => logs::run(args, &client).await,

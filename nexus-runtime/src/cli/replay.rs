@@ -105,6 +105,11 @@ impl ReplayArgs {
         (self.component.is_some() || path.extension().is_some_and(|e| e == "json")).then(|| path.to_owned())
     }
 
+    /// Whether it may reach the world.
+    pub fn goes_out(&self) -> bool {
+        self.mode == Mode::Live || self.allow_live
+    }
+
     /// What the flags say beside which events are meant.
     pub fn fill_in(&self, request: &mut ReplayRequest) -> Result<(), Failure> {
         request.mode = match self.mode {
@@ -139,7 +144,7 @@ pub async fn run(args: ReplayArgs, client: &Client) -> Done {
             // Another program may have closed it.
             let _ = write!(std::io::stderr(), "\r{}", counts(&replay));
         }
-        if replay["status"] != "running" {
+        if !matches!(replay["status"].as_str(), Some("running" | "paused")) {
             break replay;
         }
         tokio::time::sleep(pause).await;
@@ -220,10 +225,9 @@ async fn subject(args: &ReplayArgs, client: &Client) -> Result<ReplayRequest, Fa
     }
     if args.source.is_none()
         && id.len() == 36
-        && let Some(found) = client.find(&format!("/v1/invocations/{}", encoded(id))).await?
+        && client.find(&format!("/v1/invocations/{}", encoded(id))).await?.is_some()
     {
-        let text = |key: &str| found[key].as_str().map(str::to_owned);
-        return Ok(ReplayRequest { event_id: text("event_id"), source: text("source"), ..ReplayRequest::default() });
+        return Ok(ReplayRequest { invocation_id: id.parse().ok(), ..ReplayRequest::default() });
     }
     Ok(ReplayRequest { event_id: Some(id.clone()), source: args.source.clone(), ..ReplayRequest::default() })
 }
@@ -233,7 +237,8 @@ const PRINTED_MAX: usize = 5;
 /// Results that are shown one by one.
 const SHOWN_MAX: usize = 20;
 
-fn show(replay: &Value) {
+/// Prints what a replay found.
+pub fn show(replay: &Value) {
     let text = |v: &Value| style::safe(&v.as_str().map_or_else(|| v.to_string(), str::to_owned));
     say!("replay {}  {}", text(&replay["replay_id"]), style::status(&text(&replay["status"])));
     let results = replay["results"].as_array().map_or(&[][..], Vec::as_slice);
@@ -301,7 +306,8 @@ fn show_result(result: &Value) {
     }
 }
 
-fn counts(replay: &Value) -> String {
+/// How far a replay has come, in a line.
+pub fn counts(replay: &Value) -> String {
     let leaked = match replay["leaked"].as_u64() {
         None | Some(0) => String::new(),
         Some(leaked) => format!(", {leaked} leaked"),

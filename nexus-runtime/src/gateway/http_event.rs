@@ -68,9 +68,9 @@ pub fn put_in_order(headers: &mut HeaderMap) {
     *headers = ordered;
 }
 
-fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
-    let values: Vec<_> = headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
-    values.join(if *name == http::header::COOKIE { "; " } else { ", " })
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
+    let values: Vec<_> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    values.join(if *name == http::header::COOKIE { &b"; "[..] } else { &b", "[..] })
 }
 
 /// The event that stands for a call, without what must not be written down.
@@ -82,7 +82,7 @@ pub fn event_of(function: &FunctionName, id: &str, request: &HttpRequest) -> Eve
             redacted.push(name.to_string());
             continue;
         }
-        headers.insert(name.to_string(), joined(&request.headers, name));
+        headers.insert(name.to_string(), String::from_utf8_lossy(&joined(&request.headers, name)).into_owned());
     }
     let (path, query) = match request.path_and_query.split_once('?') {
         Some((path, query)) => (path.to_owned(), Some(query.to_owned())),

@@ -87,6 +87,8 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/invocations/{id}/journal", get(events::journal))
         .route("/v1/replays", post(replays::start).get(replays::list))
         .route("/v1/replays/{id}", get(replays::get).delete(replays::abort))
+        .route("/v1/replays/{id}/pause", post(replays::pause))
+        .route("/v1/replays/{id}/resume", post(replays::resume))
         .route("/v1/dlq", get(dlq::list))
         .route("/v1/dlq/retry", post(dlq::retry))
         .route("/v1/dlq/drop", post(dlq::drop))

@@ -104,7 +104,7 @@ pub async fn take(
     for version in taken.versions() {
         // It ran just now, so it is loaded. If it was forgotten since, its frames stay without names.
         let Some(version) = entry.function.version(version) else { continue };
-        match gateway.line.catalog.ready(&entry, version).await {
+        match gateway.line.catalog.ready(version, entry.profile()).await {
             Ok(ready) => {
                 let bytes = gateway.line.catalog.artifact(version.digest).await.unwrap_or_else(|error| {
                     tracing::debug!(version = version.version.0, %error, "its code has no lines in the profile");

@@ -47,6 +47,9 @@ const OUTWARD: [&str; 33] = [
     "unlinkat",
 ];
 
+/// Lines that are shown of what a guest had printed when it left the recording: the last ones.
+const PRINTED_MAX: usize = 100;
+
 /// How the two runs were to be alike.
 pub(super) enum Expected<'a> {
     /// In everything: the same code on the same event with the same answers.
@@ -70,7 +73,7 @@ pub(super) fn compare(
         result.answered = Some(replayed.calls);
         result.unmatched.clone_from(&replayed.unmatched);
         if let Some(mut left) = replayed.divergence.clone() {
-            left.printed.clone_from(&after.logs);
+            left.printed = after.logs[after.logs.len().saturating_sub(PRINTED_MAX)..].to_vec();
             let sides = json!({"before": left.expected, "after": left.actual});
             result.host_call = Some(left);
             return differs(result, "host call", sides);
@@ -88,11 +91,15 @@ pub(super) fn compare(
     let output = |o: &Outcome| serde_json::to_value(&o.output).unwrap_or_default();
     let emitted = || match (emitted_before, delivered.replayed.is_some()) {
         (Some(before), true) => (events(before), events(&delivered.not_emitted)),
-        _ => (before.emitted.len().into(), after.emitted.len().into()),
+        // They are not all there any more; how many there were is known, without one in the place of a dead letter.
+        (None, true) => {
+            let count = before.emitted.len() - usize::from(before.dead_letter_emitted);
+            (count.into(), delivered.not_emitted.len().into())
+        }
+        (_, false) => (before.emitted.len().into(), after.emitted.len().into()),
     };
-    let lines = |o: &Outcome| {
-        o.logs.iter().map(|line| json!({"stream": line.stream, "line": line.line})).collect::<Vec<_>>().into()
-    };
+    let lines =
+        |o: &Outcome| o.logs.iter().map(|line| json!({"stream": line.stream, "line": line.line})).collect::<Vec<_>>();
     let memory = |o: &Outcome| o.memory_bytes.map_or(Value::Null, value);
     let mut pairs: Vec<(&str, Value, Value)> = vec![
         ("status", before.status.as_str().into(), after.status.as_str().into()),
@@ -105,7 +112,14 @@ pub(super) fn compare(
         // What the outcome has no room for.
         let hash = |hash: u64| format!("hash {hash:016x}").into();
         pairs.push(("output", hash(journal.header.output), hash(replayed.output)));
-        pairs.push(("logs", lines(before), lines(after)));
+        let (mut said, mut says) = (lines(before), lines(after));
+        if journal.header.cut {
+            // It was stopped after some of them: then, or a little later.
+            let count = said.len().min(says.len());
+            said.truncate(count);
+            says.truncate(count);
+        }
+        pairs.push(("logs", said.into(), says.into()));
         // A guest that was stopped had got so far by then, or not.
         if !journal.header.cut {
             pairs.push(("memory", memory(before), memory(after)));
@@ -121,13 +135,28 @@ pub(super) fn compare(
         }
         result = differs(result, what, sides);
     }
+    if exactly && after.status == InvocationStatus::Timeout && before.status != InvocationStatus::Timeout {
+        // It says nothing of the function.
+        result.verdict = Verdict::Failed;
+        result.divergence = Some("it took many times as long as it may: is this machine much slower, or busy?".into());
+    }
     if !exactly && after.status != InvocationStatus::Ok && before.status == InvocationStatus::Ok {
         result.verdict = Verdict::Failed;
     }
     result
 }
 
-fn differs(mut result: ReplayResult, what: &str, sides: Value) -> ReplayResult {
+/// Bytes of JSON of one side that are shown.
+const SIDE_BYTES_MAX: usize = 16 << 10;
+
+fn differs(mut result: ReplayResult, what: &str, mut sides: Value) -> ReplayResult {
+    for side in ["before", "after"] {
+        let text = sides[side].to_string();
+        if text.len() > SIDE_BYTES_MAX {
+            let end = (0..=SIDE_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            sides[side] = format!("{}… ({} bytes)", &text[..end], text.len()).into();
+        }
+    }
     (result.verdict, result.divergence, result.diff) = (Verdict::Diverged, Some(what.to_owned()), Some(sides));
     result
 }
@@ -200,5 +229,41 @@ pub(super) fn side_effects(kernel: &KernelAccount) -> (String, bool) {
         (false, _) => (found.join(", "), true),
         (true, Some(true)) => ("none".to_owned(), false),
         (true, _) => ("none was seen, but the account is incomplete".to_owned(), false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_effect_is_told_by_the_call_that_made_it() {
+        let account = |json: Value| serde_json::from_value::<KernelAccount>(json).expect("an account");
+        let calls = |name: &str| {
+            json!({
+                "mode": "full", "complete": true, "lost": 0,
+                "syscalls": {name: {"count": 2, "errors": 0, "total_ns": 1, "max_ns": 1}, "madvise": {"count": 9, "errors": 0, "total_ns": 1, "max_ns": 1}}
+            })
+        };
+        for name in OUTWARD {
+            assert_eq!(side_effects(&account(calls(name))), (format!("{name} x2"), true));
+        }
+        assert_eq!(side_effects(&account(calls("futex"))), ("none".into(), false));
+        let mut partly = calls("futex");
+        partly["complete"] = false.into();
+        let (said, leaked) = side_effects(&account(partly));
+        assert!(!leaked && said.contains("incomplete"), "unknown is not none: {said}");
+        let (said, leaked) = side_effects(&KernelAccount::off("no privilege"));
+        assert_eq!((said.as_str(), leaked), ("not watched: no privilege", false));
+    }
+
+    #[test]
+    fn the_first_difference_is_pointed_at() {
+        let check = |before: Value, after: Value, at: &str| assert_eq!(first_difference(&before, &after), at);
+        check(json!({"a": 1, "b": [1, {"c": 2}]}), json!({"a": 1, "b": [1, {"c": 3}]}), "/b/1/c");
+        check(json!({"a": [1]}), json!({"a": [1, 2]}), "/a/1");
+        check(json!({"a/b": 1, "~": 1}), json!({"a/b": 2, "~": 1}), "/a~1b");
+        check(json!({"a": null}), json!({}), "/a");
+        check(json!(1), json!("1"), "");
     }
 }

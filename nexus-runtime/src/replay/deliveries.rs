@@ -30,7 +30,9 @@ pub(super) async fn of(line: &Line, record: &Arc<Record>, request: &ReplayReques
     let mut before: BTreeMap<_, Outcome> = BTreeMap::new();
     for outcome in line.storage.log.outcomes(record.seq).await? {
         if outcome.disposition != Disposition::Replayed && outcome.status != InvocationStatus::Denied {
-            before.insert(outcome.function.clone(), outcome);
+            if request.invocation_id.is_none_or(|wanted| wanted == outcome.invocation_id) {
+                before.insert(outcome.function.clone(), outcome);
+            }
         }
     }
     if let Some(filter) = &request.filter {
@@ -107,6 +109,9 @@ impl ReplayResult {
     }
 }
 
+/// Steps of one replay that are told.
+const STEPS_MAX: usize = 10_000;
+
 /// The calls that were answered, with what the guest was like at each.
 fn steps(journal: &Journal, steps: &[Step]) -> Vec<StepView> {
     let view = |(call, step): (journal::CallView, &Step)| StepView {
@@ -117,7 +122,7 @@ fn steps(journal: &Journal, steps: &[Step]) -> Vec<StepView> {
         printed: step.lines,
         memory_bytes: step.memory_bytes,
     };
-    journal::calls(journal).into_iter().zip(steps).map(view).collect()
+    journal::calls(journal).into_iter().zip(steps).take(STEPS_MAX).map(view).collect()
 }
 
 /// What a replay from a journal needs of the recorded invocation.
@@ -169,7 +174,8 @@ impl Item {
             Some(recorded) if recorded.exactly => (recorded.how.clone(), Expected::Exactly(&recorded.journal)),
             Some(recorded) => (recorded.how.clone(), Expected::InEffect),
         };
-        let http = http_event::request_of(event).filter(|_| version.kind == FunctionKind::WasiHttp);
+        let is_call = self.record.entry.target.is_some() && version.kind == FunctionKind::WasiHttp;
+        let http = http_event::request_of(event).filter(|_| is_call);
         // What an HTTP call saw is what it sees again; an event that was tried again after one is an event.
         let trigger = match (&recorded, &self.before) {
             (Some(_), Some(before)) => before.trigger,
@@ -198,7 +204,7 @@ impl Item {
             result.steps = steps(&recorded.journal, &replayed.steps);
             result.printed.clone_from(&delivered.outcome.logs);
         }
-        if recorded.is_some() {
+        if let Some(recorded) = &recorded {
             let (found, any) = side_effects(&delivered.outcome.kernel);
             result.side_effects = Some(found);
             if result.verdict != Verdict::Identical {
@@ -206,6 +212,15 @@ impl Item {
                 if !redacted.is_empty() {
                     let names = redacted.join(", ");
                     result.notes.push(format!("the function saw headers that the log does not keep: {names}"));
+                }
+                let kept_out = |entry: &journal::Entry| match entry {
+                    journal::Entry::Response(_, journal::Got::Head(head)) => {
+                        head.headers.iter().any(|(_, value)| value == journal::REDACTED)
+                    }
+                    _ => false,
+                };
+                if recorded.journal.entries.iter().any(kept_out) {
+                    result.notes.push("an answer had headers whose values the journal does not keep".into());
                 }
                 if delivered.replayed.as_ref().is_some_and(|replayed| replayed.other_engine) {
                     result.notes.push("its code was compiled by another version of the engine then".into());
@@ -253,7 +268,10 @@ impl Item {
         };
         let exactly = version.version == before.version && request.data.is_none();
         let journaling = match exactly {
-            true => Journaling::Replay { journal: journal.clone(), steps: request.steps },
+            true => {
+                let redacted = Arc::new(config.journal.redacted());
+                Journaling::Replay { journal: journal.clone(), redacted, steps: request.steps }
+            }
             false => Journaling::Answer { journal: journal.clone(), allow_live: request.allow_live },
         };
         Ok(Recorded { how: How::Recorded { journaling, seen_as: before.invocation_id, config }, journal, exactly })

@@ -3,20 +3,22 @@
 pub mod case;
 mod compare;
 mod deliveries;
+mod kept;
 mod request;
 mod results;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nexus_core::ids::{ReplayId, Seq};
+use nexus_core::ids::{ReplayId, RuntimeId, Seq};
 use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
-use nexus_log::EventQuery;
+use nexus_log::{EventQuery, Members, Revision};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,7 +26,8 @@ pub use request::{Filter, Mode, ReplayError, ReplayRequest, ReplayView};
 
 use crate::line::Line;
 use deliveries::Item;
-use request::ReplayResult;
+use kept::Kept;
+use request::{ReplayResult, Status};
 use results::Results;
 
 /// Replays that run at once; more are refused.
@@ -37,18 +40,46 @@ const TRACE_EVENTS_MAX: usize = 1000;
 const FILTER_EVENTS_MAX: usize = 1_000_000;
 /// Events of a filter that are replayed at once, where nobody says how many.
 const CONCURRENCY: usize = 16;
+/// Events of a filter that are done before it is looked whether it is time to keep how far it has come, and how often that is.
+const PART: usize = 256;
+const SAVE_PERIOD: Duration = Duration::from_secs(1);
 
 struct Running {
     results: Results,
     stop: CancellationToken,
+    held: watch::Sender<bool>,
+}
+
+/// How a replay is told what to do.
+#[derive(Clone)]
+struct Orders {
+    stop: CancellationToken,
+    held: watch::Receiver<bool>,
+}
+
+/// What becomes of a replay that is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// It begins nothing more, for the time being.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// It ends, after the events that it is at.
+    Abort,
+}
+
+/// Where a replay was kept last.
+struct Saved {
+    revision: Option<Revision>,
+    at: Instant,
 }
 
 /// What is to be replayed.
 enum Work {
     /// These deliveries, one after the other.
     Items(Vec<Item>),
-    /// All deliveries of these events, several at once, in no order.
-    Events(Vec<Seq>),
+    /// All deliveries of these events, several at once, in no order; it is kept where it stands.
+    Events(Vec<Seq>, Revision),
 }
 
 /// Every replay of this process.
@@ -66,11 +97,16 @@ impl Replays {
     }
 
     /// Finds what is to be replayed, and begins.
-    pub async fn start(self: &Arc<Self>, request: ReplayRequest) -> Result<ReplayId, ReplayError> {
+    pub async fn start(self: &Arc<Self>, mut request: ReplayRequest) -> Result<ReplayId, ReplayError> {
         let invalid = |why: &str| Err(ReplayError::Invalid(why.to_owned()));
-        let given = [request.event_id.is_some(), request.trace_id.is_some(), request.filter.is_some()];
+        let given = [
+            request.event_id.is_some(),
+            request.trace_id.is_some(),
+            request.invocation_id.is_some(),
+            request.filter.is_some(),
+        ];
         if given.iter().filter(|g| **g).count() != 1 {
-            return invalid("name exactly one of `event_id`, `trace_id` and `filter`");
+            return invalid("name exactly one of `event_id`, `trace_id`, `invocation_id` and `filter`");
         }
         if request.rate.is_some_and(|r| !(0.001..=1e6).contains(&r)) {
             return invalid("`rate` must be 0.001 to 1,000,000 events a second");
@@ -93,59 +129,154 @@ impl Replays {
         if request.data.is_some() && request.filter.is_some() {
             return invalid("`data` is another payload of one event; it cannot be that of all that a `filter` finds");
         }
-        let (work, total) = match &request.filter {
+        let found = match &mut request.filter {
             Some(filter) => {
-                let events = self.filtered(filter).await?;
-                let total = events.len() as u64;
-                (Work::Events(events), total)
+                // What comes from now on is not meant, and would never end.
+                let now = self.line.clock.now();
+                filter.to = Some(filter.to.map_or(now, |to| to.min(now)));
+                let filter = filter.clone();
+                Err(self.filtered(&filter).await?)
             }
-            None => {
-                let items = self.items(&request).await?;
-                let total = items.len() as u64;
-                (Work::Items(items), total)
-            }
+            None => Ok(self.items(&request).await?),
         };
+        let total = found.as_ref().map_or_else(Vec::len, Vec::len) as u64;
         if request.mode == Mode::Live && total > 1 && !request.confirm {
             return Err(ReplayError::Unconfirmed(total));
         }
         let id = ReplayId::generate();
-        let stop = self.stop.child_token();
-        {
-            let mut replays = self.replays.lock();
-            let (all, order) = &mut *replays;
-            if all.values().filter(|r| r.results.is_running()).count() >= RUNNING_MAX {
-                return Err(ReplayError::Busy);
+        let results = Results::new(id, request.mode, total);
+        let orders = self.remember(id, results)?;
+        let work = match found {
+            Ok(items) => Work::Items(items),
+            Err(events) => {
+                let begun = self.begin(id, &request).await;
+                if begun.is_err() {
+                    self.forget(id);
+                }
+                Work::Events(events, begun?)
             }
-            if order.len() >= REMEMBERED_MAX
-                && let Some(at) = order.iter().position(|id| !all[id].results.is_running())
-                && let Some(oldest) = order.remove(at)
-            {
-                all.remove(&oldest);
-            }
-            order.push_back(id);
-            all.insert(id, Running { results: Results::new(id, request.mode, total), stop: stop.clone() });
-        }
-        let this = self.clone();
-        self.tasks.spawn(async move { this.run(id, Arc::new(request), work, stop).await });
+        };
+        self.spawn(id, request, work, orders);
         Ok(id)
     }
 
-    /// A replay by its id.
-    pub fn get(&self, id: ReplayId) -> Option<ReplayView> {
+    fn spawn(self: &Arc<Self>, id: ReplayId, request: ReplayRequest, work: Work, orders: Orders) {
+        let this = self.clone();
+        self.tasks.spawn(async move { this.run(id, Arc::new(request), work, orders).await });
+    }
+
+    /// Takes a replay into those that are here, if there is room for one more.
+    fn remember(&self, id: ReplayId, results: Results) -> Result<Orders, ReplayError> {
+        let stop = self.stop.child_token();
+        let mut replays = self.replays.lock();
+        let (all, order) = &mut *replays;
+        if all.values().filter(|r| r.results.is_running()).count() >= RUNNING_MAX {
+            return Err(ReplayError::Busy);
+        }
+        if order.len() >= REMEMBERED_MAX
+            && let Some(at) = order.iter().position(|id| !all[id].results.is_running())
+            && let Some(oldest) = order.remove(at)
+        {
+            all.remove(&oldest);
+        }
+        let (held, looks) = watch::channel(results.view(false).status == Status::Paused);
+        order.push_back(id);
+        all.insert(id, Running { results, stop: stop.clone(), held });
+        Ok(Orders { stop, held: looks })
+    }
+
+    fn forget(&self, id: ReplayId) {
+        let mut replays = self.replays.lock();
+        replays.0.remove(&id);
+        replays.1.retain(|other| *other != id);
+    }
+
+    /// Writes a new replay down.
+    async fn begin(&self, id: ReplayId, request: &ReplayRequest) -> Result<Revision, ReplayError> {
+        let registry = &self.line.storage.registry;
+        kept::make_room(registry).await?;
+        let view = self.here(id).ok_or(ReplayError::Busy)?;
+        let kept = Kept { request: request.clone(), view, owner: self.me(), next: Seq(0) };
+        kept::save(registry, &kept, None).await?.ok_or(ReplayError::Busy)
+    }
+
+    fn me(&self) -> RuntimeId {
+        self.line.storage.log.members().borrow().me
+    }
+
+    /// Goes on with replays whose runtime is gone: its own from before it was started, and those of others, until the server stops.
+    pub async fn go_on(self: Arc<Self>) {
+        let mut first = true;
+        let mut period = tokio::time::interval(kept::PERIOD);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = period.tick() => {}
+            }
+            let members = self.line.storage.log.members().borrow().clone();
+            // This one is not sure to be there itself, as after a long pause.
+            if !members.all.contains(&members.me) {
+                continue;
+            }
+            match self.adopt(&members, first).await {
+                Ok(()) => first = false,
+                Err(error) => tracing::warn!(%error, "it cannot be looked for replays to go on with; trying again"),
+            }
+        }
+    }
+
+    async fn adopt(self: &Arc<Self>, members: &Members, first: bool) -> Result<(), ReplayError> {
+        let registry = &self.line.storage.registry;
+        for (mut kept, revision) in kept::all(registry).await? {
+            let id = kept.view.replay_id;
+            let gone = if kept.owner == members.me { first } else { !members.all.contains(&kept.owner) };
+            if kept.view.status.is_over() || !gone || self.here(id).is_some() {
+                continue;
+            }
+            let Some(filter) = kept.request.filter.clone() else { continue };
+            kept.owner = members.me;
+            let Some(revision) = kept::save(registry, &kept, Some(revision)).await? else { continue };
+            let mut events = match self.filtered(&filter).await {
+                Ok(events) => events,
+                Err(ReplayError::NotFound(_)) => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            events.retain(|seq| *seq >= kept.next);
+            tracing::info!(replay = %id, left = events.len(), "going on with a replay");
+            let orders = self.remember(id, Results::of(kept.view))?;
+            self.spawn(id, kept.request, Work::Events(events, revision), orders);
+        }
+        Ok(())
+    }
+
+    /// A replay by its id: one that runs or ran here, or one that is kept.
+    pub async fn get(&self, id: ReplayId) -> Result<Option<ReplayView>, ReplayError> {
+        match self.here(id) {
+            Some(view) => Ok(Some(view)),
+            None => Ok(kept::one(&self.line.storage.registry, id).await?.map(|kept| kept.view)),
+        }
+    }
+
+    fn here(&self, id: ReplayId) -> Option<ReplayView> {
         self.replays.lock().0.get(&id).map(|r| r.results.view(true))
     }
 
-    /// All that are remembered, the latest first, without their results.
+    /// All that are remembered here, the latest first, without their results.
     pub fn list(&self) -> Vec<ReplayView> {
         let replays = self.replays.lock();
         replays.1.iter().rev().filter_map(|id| Some(replays.0.get(id)?.results.view(false))).collect()
     }
 
-    /// Ends a replay after the events that it is at. `false` if there is none.
-    pub fn abort(&self, id: ReplayId) -> bool {
+    /// Tells a replay that runs here what to do. `false` if there is none.
+    pub fn tell(&self, id: ReplayId, order: Order) -> bool {
         let replays = self.replays.lock();
         let Some(running) = replays.0.get(&id) else { return false };
-        running.stop.cancel();
+        match order {
+            Order::Pause => drop(running.held.send_replace(true)),
+            Order::Resume => drop(running.held.send_replace(false)),
+            Order::Abort => running.stop.cancel(),
+        }
         true
     }
 
@@ -175,6 +306,12 @@ impl Replays {
                     Err(ReplayError::Ambiguous { id: id.clone(), sources })
                 }
             };
+        }
+        if let Some(id) = request.invocation_id {
+            let none = || ReplayError::NotFound(format!("there is no invocation {id}"));
+            let outcome = log.outcome(id).await?.ok_or_else(none)?;
+            let record = log.get(outcome.seq).await?.ok_or_else(none)?;
+            return Ok(vec![(*record).clone()]);
         }
         let text = request.trace_id.as_deref().unwrap_or_default();
         let trace: TraceId = text.parse().map_err(|e| ReplayError::Invalid(format!("{e}")))?;
@@ -220,40 +357,106 @@ impl Replays {
         Ok(found)
     }
 
-    async fn run(self: Arc<Self>, id: ReplayId, request: Arc<ReplayRequest>, work: Work, stop: CancellationToken) {
+    async fn run(self: Arc<Self>, id: ReplayId, request: Arc<ReplayRequest>, work: Work, mut orders: Orders) {
         let mut pace = request.rate.map(|rate| {
             let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
             pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             pace
         });
-        let several = matches!(work, Work::Events(_));
-        let permits = Arc::new(Semaphore::new(request.concurrency.unwrap_or(if several { CONCURRENCY } else { 1 })));
-        let mut running = JoinSet::new();
-        let mut items = VecDeque::new();
-        let mut events = VecDeque::new();
         match work {
-            Work::Items(all) => items = all.into(),
-            Work::Events(all) => events = all.into(),
+            Work::Items(items) => {
+                let at_once = request.concurrency.unwrap_or(1);
+                self.items_of(id, &request, items, at_once, &mut pace, &mut orders).await;
+                let aborted = orders.stop.is_cancelled();
+                self.with(id, |results| results.set(if aborted { Status::Aborted } else { Status::Done }));
+            }
+            Work::Events(events, revision) => self.events(id, &request, events, revision, &mut pace, &mut orders).await,
         }
-        while !stop.is_cancelled() {
-            let Some(item) = items.pop_front() else {
-                let Some(seq) = events.pop_front() else { break };
-                let found = self.found(seq, &request).await;
+    }
+
+    /// Events in parts: after each all of it is done, and it is kept how far it has come.
+    async fn events(
+        self: &Arc<Self>,
+        id: ReplayId,
+        request: &Arc<ReplayRequest>,
+        events: Vec<Seq>,
+        revision: Revision,
+        pace: &mut Option<Interval>,
+        orders: &mut Orders,
+    ) {
+        let at_once = request.concurrency.unwrap_or(CONCURRENCY);
+        let mut saved = Saved { revision: Some(revision), at: Instant::now() };
+        for part in events.chunks(PART) {
+            if orders.stop.is_cancelled() {
+                break;
+            }
+            let mut items = Vec::new();
+            for seq in part {
+                let found = self.found(*seq, request).await;
                 self.with(id, |results| results.found(&found));
                 match found {
                     Ok(found) => items.extend(found),
-                    Err(result) => self.note(id, &request, *result),
+                    Err(result) => self.note(id, request, *result),
                 }
-                continue;
-            };
-            if let Some(pace) = &mut pace {
+            }
+            let next = part.last().map_or(Seq(0), |last| last.next());
+            if !self.items_of(id, request, items, at_once, pace, orders).await {
+                break;
+            }
+            if saved.at.elapsed() >= SAVE_PERIOD {
+                self.save(id, request, next, &mut saved).await;
+            }
+        }
+        // A server that stops leaves it to be gone on with.
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let aborted = orders.stop.is_cancelled();
+        self.with(id, |results| results.set(if aborted { Status::Aborted } else { Status::Done }));
+        self.save(id, request, Seq(u64::MAX), &mut saved).await;
+    }
+
+    /// Keeps a replay where it stands. Where that cannot be done, more is done again after a restart.
+    async fn save(&self, id: ReplayId, request: &ReplayRequest, next: Seq, saved: &mut Saved) {
+        let Some(view) = self.here(id) else { return };
+        let kept = Kept { request: request.clone(), view, owner: self.me(), next };
+        saved.at = Instant::now();
+        match kept::save(&self.line.storage.registry, &kept, saved.revision).await {
+            Ok(Some(revision)) => saved.revision = Some(revision),
+            Ok(None) => tracing::warn!(replay = %id, "another runtime has gone on with this replay"),
+            Err(error) => tracing::warn!(replay = %id, %error, "it is not kept how far this replay has come"),
+        }
+    }
+
+    /// Some deliveries, to their end; `false`: it was told to stop, and not all were begun.
+    async fn items_of(
+        self: &Arc<Self>,
+        id: ReplayId,
+        request: &Arc<ReplayRequest>,
+        items: Vec<Item>,
+        at_once: usize,
+        pace: &mut Option<Interval>,
+        orders: &mut Orders,
+    ) -> bool {
+        let permits = Arc::new(Semaphore::new(at_once));
+        let mut running = JoinSet::new();
+        let mut all = true;
+        for item in items {
+            self.wait_while_held(id, orders).await;
+            if let Some(pace) = pace {
                 tokio::select! {
-                    () = stop.cancelled() => break,
+                    () = orders.stop.cancelled() => {}
                     _ = pace.tick() => {}
                 }
             }
             let Ok(permit) = permits.clone().acquire_owned().await else { break };
-            while running.try_join_next().is_some() {}
+            if orders.stop.is_cancelled() {
+                all = false;
+                break;
+            }
+            while let Some(ended) = running.try_join_next() {
+                self.lost(id, request, ended);
+            }
             let (this, request) = (self.clone(), request.clone());
             running.spawn(async move {
                 let result = item.replay(&this.line, id, &request).await;
@@ -261,9 +464,31 @@ impl Replays {
                 drop(permit);
             });
         }
-        let aborted = stop.is_cancelled();
-        running.join_all().await;
-        self.with(id, |results| results.end(aborted));
+        while let Some(ended) = running.join_next().await {
+            self.lost(id, request, ended);
+        }
+        all
+    }
+
+    /// One that broke off inside Nexus is a result too; a replay never ends without its end.
+    fn lost(&self, id: ReplayId, request: &ReplayRequest, ended: Result<(), JoinError>) {
+        if let Err(error) = ended {
+            tracing::error!(replay = %id, %error, "a delivery of a replay broke off");
+            let why = "it broke off inside Nexus; the log of the server says where".to_owned();
+            self.note(id, request, ReplayResult::failed("unknown".into(), String::new(), String::new(), why));
+        }
+    }
+
+    async fn wait_while_held(&self, id: ReplayId, orders: &mut Orders) {
+        while *orders.held.borrow_and_update() && !orders.stop.is_cancelled() {
+            self.with(id, |results| results.set(Status::Paused));
+            tokio::select! {
+                () = orders.stop.cancelled() => {}
+                // Its sender is with the replay, which is there while it runs.
+                changed = orders.held.changed() => if changed.is_err() { break },
+            }
+            self.with(id, |results| results.set(Status::Running));
+        }
     }
 
     /// The deliveries of an event that a filter found; an error is a result by itself.

@@ -65,6 +65,9 @@ pub struct ReplayRequest {
     /// The events that began this trace. What they caused follows from them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
+    /// One invocation: an attempt that another came after, say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub invocation_id: Option<InvocationId>,
     /// Many events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<Filter>,
@@ -130,10 +133,19 @@ pub enum ReplayError {
 pub enum Status {
     /// Going on.
     Running,
+    /// Held by request.
+    Paused,
     /// Over.
     Done,
-    /// Ended by request, or by the server's stop.
+    /// Ended by request; one that is not of many events, by the server's stop too.
     Aborted,
+}
+
+impl Status {
+    /// Whether nothing more comes of it.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Aborted)
+    }
 }
 
 /// What a replay found for one event and function.

@@ -36,8 +36,18 @@ impl Results {
         Self { view }
     }
 
+    /// As they were kept.
+    pub(super) fn of(view: ReplayView) -> Self {
+        Self { view }
+    }
+
+    /// Whether more is to come.
     pub(super) fn is_running(&self) -> bool {
-        self.view.status == Status::Running
+        !self.view.status.is_over()
+    }
+
+    pub(super) fn set(&mut self, status: Status) {
+        self.view.status = status;
     }
 
     /// An event turned out to have so many deliveries.
@@ -79,10 +89,6 @@ impl Results {
         {
             *identical = result;
         }
-    }
-
-    pub(super) fn end(&mut self, aborted: bool) {
-        self.view.status = if aborted { Status::Aborted } else { Status::Done };
     }
 
     pub(super) fn view(&self, results: bool) -> ReplayView {

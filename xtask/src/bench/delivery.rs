@@ -51,7 +51,7 @@ pub fn ingest(wrk: &Wrk, rounds: u32) -> Result<()> {
 }
 
 /// Events a second, from the first that is sent to the last outcome that is on disk.
-fn until_delivered(wrk: &Wrk, nexus: &Nexus, batch: u32) -> Result<f64> {
+pub fn until_delivered(wrk: &Wrk, nexus: &Nexus, batch: u32) -> Result<f64> {
     let mut connection = Connection::to(&nexus.url)?;
     let began = Instant::now();
     wrk.post_events(&nexus.url, batch)?;

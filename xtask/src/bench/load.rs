@@ -184,6 +184,12 @@ impl Connection {
         self.request(&format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
     }
 
+    /// PUTs; the body.
+    pub fn put(&mut self, path: &str, media_type: &str, body: &str) -> Result<String> {
+        let head = format!("PUT {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: {media_type}\r\n", self.address);
+        self.request(&format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
+    }
+
     /// The place of the newest event; 0 if there is none.
     pub fn newest_seq(&mut self) -> Result<f64> {
         let page: Value = serde_json::from_str(&self.get("/v1/events?limit=1")?)?;

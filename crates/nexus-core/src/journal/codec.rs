@@ -18,8 +18,10 @@ const HEAD_BYTES: usize = 2;
 const CHECK_BYTES: usize = 8;
 /// Below this compression finds little.
 const COMPRESSED_FROM: usize = 256;
-/// The most that a compressed journal may be read to: a few bytes can claim to be gigabytes.
-const READ_BYTES_MAX: usize = 256 << 20;
+/// The most that a journal may be read to: a few bytes can claim to be gigabytes. None is written that is larger.
+const READ_BYTES_MAX: usize = 17 << 20;
+/// The most entries of a journal: one may be a byte, and has many more in memory.
+pub const ENTRIES_MAX: usize = 1 << 20;
 
 /// A journal that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,12 +40,19 @@ pub enum Damaged {
 #[derive(Debug, Default)]
 pub struct Writer {
     entries: Vec<u8>,
+    count: usize,
 }
 
 impl Writer {
     /// Adds an entry.
     pub fn push(&mut self, entry: &Entry) {
         append(&mut self.entries, entry);
+        self.count += 1;
+    }
+
+    /// How many there are up to now.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Bytes up to now, before compression.
@@ -94,7 +103,7 @@ pub fn read(kept: &Kept) -> Result<Journal, Damaged> {
     }
     let unpacked;
     let mut rest = match (body.get(1), body.get(HEAD_BYTES..)) {
-        (Some(0), Some(rest)) => rest,
+        (Some(0), Some(rest)) if rest.len() <= READ_BYTES_MAX => rest,
         (Some(1), Some(packed)) => {
             let (size, _) = packed.split_first_chunk::<4>().ok_or(Damaged::Bytes("it is cut short"))?;
             if u32::from_le_bytes(*size) as usize > READ_BYTES_MAX {
@@ -111,6 +120,9 @@ pub fn read(kept: &Kept) -> Result<Journal, Damaged> {
     (header, rest) = postcard::take_from_bytes(rest).map_err(bad)?;
     let mut journal = Journal { header, entries: Vec::new() };
     while !rest.is_empty() {
+        if journal.entries.len() >= ENTRIES_MAX {
+            return Err(Damaged::Bytes("it has more entries than any"));
+        }
         let entry;
         (entry, rest) = postcard::take_from_bytes(rest).map_err(bad)?;
         journal.entries.push(entry);
@@ -160,6 +172,24 @@ mod tests {
             Journal { header: Header { config: [1; 16], engine: u64::MAX, ..Header::default() }, entries: vec![] };
         assert_eq!(read(&kept(&empty)), Ok(empty.clone()));
         assert!(kept(&empty).0.len() <= 64, "{}", kept(&empty).0.len());
+    }
+
+    #[test]
+    fn a_few_bytes_cannot_claim_to_be_gigabytes() {
+        let header = Header::default();
+        let bomb = |body: Vec<u8>| {
+            let mut bytes = [&[FORMAT, 1][..], &lz4_flex::block::compress_prepend_size(&body)].concat();
+            bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
+            Kept(bytes.into())
+        };
+        let mut entries = postcard::to_stdvec(&header).expect("bytes");
+        // Each byte is an entry.
+        let block = postcard::to_stdvec(&Entry::Block).expect("a byte");
+        assert_eq!(block.len(), 1);
+        entries.resize(entries.len() + ENTRIES_MAX + 1, block[0]);
+        assert_eq!(read(&bomb(entries)), Err(Damaged::Bytes("it has more entries than any")));
+        let huge = vec![block[0]; READ_BYTES_MAX + 1];
+        assert_eq!(read(&bomb(huge)), Err(Damaged::Bytes("it claims to be larger than any")));
     }
 
     #[test]

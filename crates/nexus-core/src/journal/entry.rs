@@ -46,6 +46,8 @@ pub enum Entry {
     ErrorCode(Option<HttpFailure>),
     /// Of a preview-1 module: what `poll_oneoff` wrote for so many subscriptions, and its result.
     PollOneoff(u32, Bytes, i32),
+    /// A call of the host that ended the guest, and how.
+    Trapped(String),
 }
 
 /// Whose body is written to.

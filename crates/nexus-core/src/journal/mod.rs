@@ -8,7 +8,7 @@ mod codec;
 mod entry;
 mod view;
 
-pub use codec::{Damaged, Writer, read};
+pub use codec::{Damaged, ENTRIES_MAX, Writer, read};
 pub use entry::{Entry, Got, Head, HttpFailure, REDACTED, Read, Sent, Whose, Wrote};
 pub use view::{CallView, calls};
 
@@ -79,7 +79,7 @@ pub struct Header {
     pub config: [u8; 16],
     /// Of the engine that compiled the code: other machine code may behave otherwise, where one of them has a bug.
     pub engine: u64,
-    /// The invocation did not come to its own end: it was stopped when its time was up.
+    /// The guest did not come to its own end: it was stopped from without, as when its time was up or when it gave back too much.
     pub cut: bool,
     /// A hash of all that it gave back, also of what the outcome has no room for.
     pub output: u64,

@@ -74,6 +74,7 @@ impl Entry {
             Self::ErrorText(_) => "wasi:io/error.to-debug-string",
             Self::ErrorCode(_) => "wasi:http/types.http-error-code",
             Self::PollOneoff(..) => "wasi_snapshot_preview1.poll_oneoff",
+            Self::Trapped(_) => "a call that ended the guest",
         }
     }
 
@@ -114,7 +115,7 @@ fn parts(entry: &Entry) -> (String, String) {
             (asked, self::wrote(wrote))
         }
         Entry::Flush(whose, wrote) => (body_of(*whose).to_owned(), self::wrote(wrote)),
-        Entry::ErrorText(text) => (String::new(), text.clone()),
+        Entry::ErrorText(text) | Entry::Trapped(text) => (String::new(), text.clone()),
         Entry::ErrorCode(Some(code)) => (String::new(), code.to_string()),
         Entry::PollOneoff(of, _, errno) => (format!("of {of}"), format!("errno {errno}")),
     }

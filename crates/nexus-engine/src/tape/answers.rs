@@ -1,6 +1,7 @@
 //! The answers of a journal for whoever asks the same, in whatever order: another version of the function, or another payload.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -26,11 +27,22 @@ pub struct Unmatched {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Came {
     /// An answer, as much of it as the guest read then, and how it ended there.
-    Answer(Head, Vec<Bytes>, Option<String>),
+    Answer(Head, Vec<Bytes>, Ended),
     /// A failure.
     Failed(HttpFailure),
     /// The guest never looked.
     Nothing,
+}
+
+/// How the recorded guest's reading of an answer ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Ended {
+    /// At the body's end.
+    Whole,
+    /// It broke off, with these words.
+    Broke(String),
+    /// It did not read on, or left something out: what comes then is not known.
+    Unread,
 }
 
 /// What becomes of a request.
@@ -51,17 +63,23 @@ type Sending = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<
 
 /// A recorded answer as one that came over the network.
 pub(crate) fn recorded(came: Came) -> Sending {
-    let (head, chunks, broke) = match came {
-        Came::Answer(head, chunks, broke) => (head, chunks, broke),
+    let (head, chunks, ended) = match came {
+        Came::Answer(head, chunks, ended) => (head, chunks, ended),
         Came::Failed(failure) => {
             return Err(known(&failure).map_or(Error::InternalError(Some(failure.to_string())), Error::from));
         }
         Came::Nothing => {
-            return Err(Error::InternalError(Some("the recorded guest did not wait for an answer".into())));
+            return Err(Error::InternalError(Some(
+                "the journal does not have this answer: the recorded guest did not read it".into(),
+            )));
         }
     };
     let frames = chunks.into_iter().map(|chunk| Ok(Frame::data(chunk)));
-    let broke = broke.map(|why| Err(Error::InternalError(Some(why))));
+    let broke = match ended {
+        Ended::Whole => None,
+        Ended::Broke(why) => Some(Err(Error::InternalError(Some(why)))),
+        Ended::Unread => Some(Err(Error::InternalError(Some("the recorded guest did not read further".into())))),
+    };
     let body = StreamBody::new(stream::iter(frames.chain(broke))).boxed_unsync();
     let mut response = http::Response::new(body);
     *response.status_mut() = http::StatusCode::from_u16(head.status).map_err(|_| Error::HttpProtocolError)?;
@@ -78,6 +96,8 @@ pub(crate) struct Answers {
     unmatched: Vec<Unmatched>,
     allow_live: bool,
     calls: usize,
+    /// When a clock was read last.
+    read_at: Instant,
 }
 
 impl Answers {
@@ -90,6 +110,7 @@ impl Answers {
             unmatched: Vec::new(),
             allow_live,
             calls: 0,
+            read_at: Instant::now(),
         };
         for entry in &journal.entries {
             answers.learn(entry);
@@ -107,7 +128,7 @@ impl Answers {
             }
             Entry::Response(of, Got::Head(head)) => {
                 if let Some(came) = self.came(*of) {
-                    *came = Came::Answer((**head).clone(), Vec::new(), None);
+                    *came = Came::Answer((**head).clone(), Vec::new(), Ended::Unread);
                 }
             }
             Entry::Response(of, Got::Failed(failure)) => {
@@ -116,13 +137,19 @@ impl Answers {
                 }
             }
             Entry::Body(of, read) => {
-                if let Some(Came::Answer(_, chunks, broke)) = self.came(*of) {
+                if let Some(Came::Answer(_, chunks, ended)) = self.came(*of) {
                     match read {
                         Read::Bytes(bytes) if bytes.is_empty() => {}
                         Read::Bytes(bytes) => chunks.push(bytes.clone()),
-                        Read::Failed(why) => *broke = Some(why.clone()),
-                        Read::Closed => {}
+                        Read::Failed(why) => *ended = Ended::Broke(why.clone()),
+                        Read::Closed => *ended = Ended::Whole,
                     }
+                }
+            }
+            // What was left out is nowhere: so it ends there.
+            Entry::Skipped(of, Ok(bytes)) if *bytes > 0 => {
+                if let Some(came @ Came::Answer(..)) = self.came(*of) {
+                    *came = Came::Nothing;
                 }
             }
             _ => {}
@@ -133,12 +160,18 @@ impl Answers {
         self.exchanges.get_mut(of as usize).map(|(_, came, _)| came)
     }
 
+    /// The time since a clock was read last, or since the beginning.
+    pub(super) fn since_last(&mut self) -> Duration {
+        let now = Instant::now();
+        now.duration_since(std::mem::replace(&mut self.read_at, now))
+    }
+
     pub(super) fn wall(&mut self) -> Option<i64> {
-        self.wall.pop_front()
+        self.wall.pop_front().inspect(|_| self.read_at = Instant::now())
     }
 
     pub(super) fn monotonic(&mut self) -> Option<u64> {
-        self.monotonic.pop_front()
+        self.monotonic.pop_front().inspect(|_| self.read_at = Instant::now())
     }
 
     /// The answer to a request of this method and URL: the first that was not given yet.

@@ -1,10 +1,13 @@
 //! `wasi:http` by the tape: outgoing requests and all that is learned of their answers; and which stream is whose body.
 
 use std::collections::HashMap;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Body as _;
 use nexus_core::journal::{Entry, Got, Head, HttpFailure, Sent, Whose};
 use wasmtime::component::{Linker, Resource};
 use wasmtime::{StoreContextMut, format_err};
@@ -52,6 +55,14 @@ impl Places {
     /// To which request the answer is that a stream reads, if it reads one.
     pub(super) fn answer_at(&self, stream: u32) -> Option<u32> {
         self.answers.get(&stream).copied()
+    }
+
+    /// Lets go of what was written to bodies that go nowhere.
+    pub(super) fn drain(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        for body in &mut self.held {
+            while let Poll::Ready(Some(Ok(_))) = Pin::new(&mut *body).poll_frame(&mut context) {}
+        }
     }
 
     /// Whose body a stream writes, if it writes one.
@@ -114,7 +125,7 @@ fn sent(request: &HostOutgoingRequest, redacted: &[String]) -> Sent {
     let (authority, path) = (request.authority.as_deref(), request.path_with_query.as_deref());
     // A user and a password before the host are for the host alone.
     let authority = authority.unwrap_or_default().rsplit('@').next().unwrap_or_default();
-    let url = format!("{scheme}://{authority}{}", path.unwrap_or("/"));
+    let url = format!("{scheme}://{authority}{}", path.filter(|path| !path.is_empty()).unwrap_or("/"));
     Sent { method: method.to_owned(), url, headers: taken_down(&request.headers, redacted) }
 }
 
@@ -138,14 +149,17 @@ fn same(recorded: &Sent, now: &Sent) -> bool {
 }
 
 pub(super) fn header_map(headers: &[(String, Bytes)]) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(headers.len());
+    let mut map = HeaderMap::new();
     for (name, value) in headers {
         let (Ok(name), Ok(value)) =
             (HeaderName::try_from(name.as_str()), HeaderValue::from_maybe_shared(value.clone()))
         else {
             continue;
         };
-        map.append(name, value);
+        // More than there can be were never read, and a journal may be anybody's.
+        if map.try_append(name, value).is_err() {
+            break;
+        }
     }
     map
 }

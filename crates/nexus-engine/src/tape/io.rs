@@ -31,7 +31,8 @@ macro_rules! define {
     ($instance:expr, $module:literal, $function:literal, $body:expr) => {
         $instance.func_wrap($function, move |mut store: StoreContextMut<'_, Host>, params| {
             let _working = $crate::tape::io::import!($module, $function).entered();
-            $body(store.data_mut(), params)
+            let answer = $body(store.data_mut(), params);
+            answer.inspect_err(|error| store.data().tape.trapped(error))
         })?
     };
 }
@@ -42,7 +43,11 @@ macro_rules! define_async {
     ($instance:expr, $module:literal, $function:literal, $body:expr) => {
         $instance.func_wrap_async($function, move |mut store: StoreContextMut<'_, Host>, params| {
             let span = import!($module, $function);
-            Box::new(async move { $body(store.data_mut(), params).await }.instrument(span))
+            let working = async move {
+                let answer = $body(store.data_mut(), params).await;
+                answer.inspect_err(|error| store.data().tape.trapped(error))
+            };
+            Box::new(working.instrument(span))
         })?
     };
 }
@@ -119,6 +124,13 @@ async fn ready(host: &mut Host, (pollable,): (Resource<DynPollable>,)) -> wasmti
     Ok((ready,))
 }
 
+/// Takes a call on a stream down, unless it ends the guest: then that is taken down when it does.
+fn take_down<T>(host: &Host, result: &StreamResult<T>, entry: impl FnOnce() -> Entry) {
+    if !matches!(result, Err(StreamError::Trap(_))) {
+        host.tape.record(entry);
+    }
+}
+
 /// What was read as the journal has it.
 fn taken_down(result: &StreamResult<Vec<u8>>) -> Read {
     match result {
@@ -165,7 +177,7 @@ fn read_bytes(host: &mut Host, stream: Resource<DynInputStream>, len: u64) -> wa
         return Ok(again(read));
     }
     let result = host.table.read(stream, len);
-    host.tape.record(|| Entry::Body(of, taken_down(&result)));
+    take_down(host, &result, || Entry::Body(of, taken_down(&result)));
     Ok(result)
 }
 
@@ -181,7 +193,7 @@ async fn read_bytes_blocking(
         return Ok(again(read));
     }
     let result = host.table.blocking_read(stream, len).await;
-    host.tape.record(|| Entry::Body(of, taken_down(&result)));
+    take_down(host, &result, || Entry::Body(of, taken_down(&result)));
     Ok(result)
 }
 
@@ -214,7 +226,7 @@ fn skip(host: &mut Host, (stream, len): (Resource<DynInputStream>, u64)) -> Answ
         return answered(host, skipped);
     }
     let result = host.table.skip(stream, len);
-    host.tape.record(|| Entry::Skipped(of, result.as_ref().map(|n| *n).map_err(end)));
+    take_down(host, &result, || Entry::Skipped(of, result.as_ref().map(|n| *n).map_err(end)));
     answered(host, result)
 }
 
@@ -227,7 +239,7 @@ async fn blocking_skip(host: &mut Host, (stream, len): (Resource<DynInputStream>
         return answered(host, skipped);
     }
     let result = host.table.blocking_skip(stream, len).await;
-    host.tape.record(|| Entry::Skipped(of, result.as_ref().map(|n| *n).map_err(end)));
+    take_down(host, &result, || Entry::Skipped(of, result.as_ref().map(|n| *n).map_err(end)));
     answered(host, result)
 }
 
@@ -260,7 +272,7 @@ fn permitted(host: &mut Host, stream: Resource<DynOutputStream>) -> wasmtime::Re
         return Ok(written(recorded));
     }
     let result = host.table.check_write(stream);
-    host.tape.record(|| Entry::MayWrite(whose, wrote(&result, |bytes| *bytes)));
+    take_down(host, &result, || Entry::MayWrite(whose, wrote(&result, |bytes| *bytes)));
     Ok(result)
 }
 
@@ -294,10 +306,12 @@ fn played_write(
         _ => None,
     };
     let Some(recorded) = host.tape.played(|| writing(whose, bytes)(Wrote::Done(0)), same)? else { return Ok(None) };
-    if matches!(recorded, Wrote::Done(_)) {
+    // One that failed for being more than was announced was counted nevertheless.
+    if !matches!(recorded, Wrote::Closed) {
         let stream = Resource::new_borrow(stream.rep());
         // Whether somebody takes it in time was decided when it was recorded.
         drop(host.table.write(stream, bytes.to_vec()));
+        host.places.drain();
     }
     Ok(Some(written(recorded)))
 }
@@ -314,7 +328,7 @@ fn write_bytes(
     let entry = host.tape.is_there().then(|| writing(whose, &bytes));
     let result = host.table.write(stream, bytes);
     if let Some(entry) = entry {
-        host.tape.record(|| entry(wrote(&result, |()| 0)));
+        take_down(host, &result, || entry(wrote(&result, |()| 0)));
     }
     Ok(result)
 }
@@ -333,7 +347,7 @@ async fn write_bytes_blocking(
     let entry = host.tape.is_there().then(|| writing(whose, &bytes));
     let result = host.table.blocking_write_and_flush(stream, bytes).await;
     if let Some(entry) = entry {
-        host.tape.record(|| entry(wrote(&result, |()| 0)));
+        take_down(host, &result, || entry(wrote(&result, |()| 0)));
     }
     Ok(result)
 }
@@ -369,7 +383,7 @@ fn flush(host: &mut Host, (stream,): (Resource<DynOutputStream>,)) -> Answered<(
     }
     let result = host.table.flush(stream);
     if let Some(whose) = whose {
-        host.tape.record(|| Entry::Flush(whose, wrote(&result, |()| 0)));
+        take_down(host, &result, || Entry::Flush(whose, wrote(&result, |()| 0)));
     }
     answered(host, result)
 }
@@ -383,7 +397,7 @@ async fn blocking_flush(host: &mut Host, (stream,): (Resource<DynOutputStream>,)
     }
     let result = host.table.blocking_flush(stream).await;
     if let Some(whose) = whose {
-        host.tape.record(|| Entry::Flush(whose, wrote(&result, |()| 0)));
+        take_down(host, &result, || Entry::Flush(whose, wrote(&result, |()| 0)));
     }
     answered(host, result)
 }
@@ -446,13 +460,43 @@ async fn blocking_splice(
     host: &mut Host,
     (to, from, len): (Resource<DynOutputStream>, Resource<DynInputStream>, u64),
 ) -> Answered<u64> {
-    let bytes = match read_bytes_blocking(host, from, len.min(ZEROES_MAX)).await? {
+    let permitted = match permitted_at_last(host, Resource::new_borrow(to.rep())).await? {
+        Ok(permitted) => permitted,
+        Err(error) => return answered(host, Err(error)),
+    };
+    let len = len.min(permitted);
+    if len == 0 {
+        return Ok((Ok(0),));
+    }
+    let bytes = match read_bytes_blocking(host, from, len).await? {
         Ok(bytes) => bytes,
         Err(error) => return answered(host, Err(error)),
     };
     let len = bytes.len() as u64;
+    if len == 0 {
+        return Ok((Ok(0),));
+    }
     let result = write_bytes_blocking(host, to, bytes).await?;
     answered(host, result.map(|()| len))
+}
+
+/// How much may be written, once something may.
+async fn permitted_at_last(host: &mut Host, stream: Resource<DynOutputStream>) -> wasmtime::Result<StreamResult<u64>> {
+    let whose = host.places.body_at(stream.rep());
+    if let Some(whose) = whose {
+        let same = |entry: &Entry| match entry {
+            Entry::MayWrite(recorded, wrote) if *recorded == whose => Some(wrote.clone()),
+            _ => None,
+        };
+        if let Some(recorded) = host.tape.played(|| Entry::MayWrite(whose, Wrote::Closed), same)? {
+            return Ok(written(recorded));
+        }
+    }
+    let result = host.table.get_mut(&stream)?.write_ready().await.map(|bytes| bytes as u64);
+    if let Some(whose) = whose {
+        take_down(host, &result, || Entry::MayWrite(whose, wrote(&result, |bytes| *bytes)));
+    }
+    Ok(result)
 }
 
 fn to_debug_string(host: &mut Host, (error,): (Resource<streams::Error>,)) -> wasmtime::Result<(String,)> {

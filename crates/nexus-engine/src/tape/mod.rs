@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chacha20::ChaCha12Rng;
-use nexus_core::journal::{Divergence, Entry, Header, Journal, Kept, Partial, Writer};
+use nexus_core::journal::{Divergence, ENTRIES_MAX, Entry, Header, Journal, Kept, Partial, Writer};
 use parking_lot::Mutex;
 use rand::rand_core::{Rng as _, SeedableRng as _};
 
@@ -45,6 +45,8 @@ pub enum Journaling {
     Replay {
         /// The journal.
         journal: Arc<Journal>,
+        /// Headers whose values were kept out of it, in lower case.
+        redacted: Arc<Vec<String>>,
         /// Whether it is noted what the guest was like at each call.
         steps: bool,
     },
@@ -106,6 +108,8 @@ pub(crate) struct Tape(Option<Arc<Mutex<Inner>>>);
 
 struct Inner {
     side: Side,
+    /// The host asks for itself: what it learns it does not hand on.
+    aside: bool,
     /// The replay's code is of another engine than the recorded one's.
     other_engine: bool,
     /// The clocks as they were read last.
@@ -131,8 +135,11 @@ struct Recorder {
 
 struct Player {
     journal: Arc<Journal>,
+    redacted: Arc<Vec<String>>,
     next: usize,
     divergence: Option<Divergence>,
+    /// It has come to where the recorded one was stopped.
+    cut: bool,
     looks: Option<Looks>,
     steps: Vec<Step>,
 }
@@ -157,13 +164,15 @@ impl Tape {
                 let header = Header { partial, config, engine, ..Header::default() };
                 Side::Record(Recorder { writer: Writer::default(), header, bytes_max, redacted })
             }
-            Journaling::Replay { journal, steps } => {
+            Journaling::Replay { journal, redacted, steps } => {
                 let looks = steps.then_some(looks);
-                Side::Play(Player { journal, next: 0, divergence: None, looks, steps: Vec::new() })
+                let player =
+                    Player { journal, redacted, next: 0, divergence: None, cut: false, looks, steps: Vec::new() };
+                Side::Play(player)
             }
             Journaling::Answer { journal, allow_live } => Side::Answer(Answers::of(&journal, allow_live)),
         };
-        let inner = Inner { side, other_engine, wall: 0, monotonic: 0, secret: None, insecure: None };
+        let inner = Inner { side, aside: false, other_engine, wall: 0, monotonic: 0, secret: None, insecure: None };
         Self(Some(Arc::new(Mutex::new(inner))))
     }
 
@@ -191,6 +200,19 @@ impl Tape {
         .flatten()
     }
 
+    /// From now on the host asks for itself, or no longer does.
+    pub(crate) fn aside(&self, aside: bool) {
+        self.with(|inner| inner.aside = aside);
+    }
+
+    /// Takes down that a call of the host ended the guest.
+    pub(crate) fn trapped(&self, error: &wasmtime::Error) {
+        // What ends a replay is no answer of the host's.
+        if !error.is::<Left>() && !error.is::<CutHere>() {
+            self.record(|| Entry::Trapped(error.root_cause().to_string()));
+        }
+    }
+
     /// Takes down a call and its answer, where one is recorded.
     pub(crate) fn record(&self, entry: impl FnOnce() -> Entry) {
         if let Some(inner) = &self.0
@@ -215,16 +237,22 @@ impl Tape {
         }
     }
 
-    /// Whether the replay left the recording, so that the guest is to end.
-    pub(crate) fn has_left(&self) -> bool {
-        self.with(|inner| matches!(&inner.side, Side::Play(player) if player.divergence.is_some())).unwrap_or(false)
+    /// Why the guest of a replay is to end, if it is: clocks and random numbers cannot say so themselves.
+    pub(crate) fn over(&self) -> Option<wasmtime::Error> {
+        self.with(|inner| match &inner.side {
+            Side::Play(player) if player.divergence.is_some() => Some(Left.into()),
+            Side::Play(player) if player.cut => Some(CutHere.into()),
+            Side::Play(_) | Side::Record(_) | Side::Answer(_) => None,
+        })
+        .flatten()
     }
 
     /// Headers whose values are kept out of what is recorded.
     pub(crate) fn redacted(&self) -> Arc<Vec<String>> {
         self.with(|inner| match &inner.side {
             Side::Record(recorder) => recorder.redacted.clone(),
-            Side::Play(_) | Side::Answer(_) => Arc::default(),
+            Side::Play(player) => player.redacted.clone(),
+            Side::Answer(_) => Arc::default(),
         })
         .unwrap_or_default()
     }
@@ -269,6 +297,9 @@ impl Tape {
     pub(crate) fn wall(&self, now: impl FnOnce() -> i64) -> i64 {
         let Some(inner) = &self.0 else { return now() };
         let inner = &mut *inner.lock();
+        if inner.aside {
+            return now();
+        }
         let last = inner.wall;
         inner.wall = match &mut inner.side {
             Side::Record(recorder) => {
@@ -281,7 +312,12 @@ impl Tape {
                 // As with random numbers: a clock cannot fail.
                 last.wrapping_add(player.take(|| Entry::Wall(0), pick).unwrap_or(0))
             }
-            Side::Answer(answers) => answers.wall().map_or(last, |since| last.wrapping_add(since)),
+            Side::Answer(answers) => match answers.wall() {
+                Some(since) => last.wrapping_add(since),
+                // From where the recording ends it goes on; where there is none it is now.
+                None if last == 0 => now(),
+                None => last.wrapping_add(answers.since_last().as_nanos() as i64),
+            },
         };
         inner.wall
     }
@@ -290,6 +326,9 @@ impl Tape {
     pub(crate) fn monotonic(&self, now: impl FnOnce() -> u64) -> u64 {
         let Some(inner) = &self.0 else { return now() };
         let inner = &mut *inner.lock();
+        if inner.aside {
+            return now();
+        }
         let last = inner.monotonic;
         inner.monotonic = match &mut inner.side {
             Side::Record(recorder) => {
@@ -301,10 +340,11 @@ impl Tape {
                 let pick = |entry: &Entry| if let Entry::Monotonic(since) = entry { Some(*since) } else { None };
                 last.wrapping_add(player.take(|| Entry::Monotonic(0), pick).unwrap_or(0))
             }
-            // What is asked more often than then goes on, or a loop that waits for a time would never end.
-            Side::Answer(answers) => {
-                answers.monotonic().map_or_else(|| now().max(last), |since| last.wrapping_add(since))
-            }
+            // As with the wall clock: a loop that waits for a time would never end.
+            Side::Answer(answers) => match answers.monotonic() {
+                Some(since) => last.wrapping_add(since),
+                None => last.wrapping_add(answers.since_last().as_nanos() as u64),
+            },
         };
         inner.monotonic
     }
@@ -350,7 +390,7 @@ impl Recorder {
             return;
         }
         self.writer.push(&entry());
-        if self.writer.len() > self.bytes_max {
+        if self.writer.len() > self.bytes_max || self.writer.count() > ENTRIES_MAX {
             self.header.partial = Some(Partial::TooLarge);
             self.writer = Writer::default();
         }
@@ -367,6 +407,10 @@ impl Player {
             return Err(Left.into());
         }
         let recorded = self.journal.entries.get(self.next);
+        if let Some(Entry::Trapped(why)) = recorded {
+            self.next += 1;
+            return Err(wasmtime::format_err!("{why}"));
+        }
         if let Some(answer) = recorded.and_then(pick) {
             self.next += 1;
             if let Some(looks) = &self.looks {
@@ -376,6 +420,7 @@ impl Player {
             return Ok(answer);
         }
         if recorded.is_none() && self.journal.header.cut {
+            self.cut = true;
             return Err(CutHere.into());
         }
         let expected = recorded.map(Entry::call);

@@ -61,7 +61,9 @@ async fn requests_that_differ_are_named_with_both_sides() {
     .await;
     let (_, expected, actual) = left(&replay);
     assert!(expected.is_some_and(|e| e.contains("POST http://127.0.0.1:1/other")));
-    assert!(actual.is_some_and(|a| a.contains(&whimsy.url("/p"))));
+    let actual = actual.expect("what it did");
+    assert!(actual.contains(&whimsy.url("/p")) && actual.contains("[redacted]"), "{actual}");
+    assert!(!actual.contains("hush"), "what is secret is not told here either: {actual}");
 
     let replay = altered(&steps, |journal| {
         let wrote = journal.entries.iter_mut().find_map(|entry| match entry {
@@ -150,6 +152,15 @@ async fn another_payload_is_answered_from_the_same_journal() {
     let unmatched = &replay.replayed.as_ref().expect("a replay").unmatched;
     assert_eq!(unmatched.len(), 1);
     assert!(unmatched[0].request.ends_with("/c") && !unmatched[0].live);
+
+    // Clocks go on where the recording ends, and are now where there is none.
+    let clocks =
+        json!([{"do": "monotonic"}, {"do": "spin", "ns": 1_000_000}, {"do": "wall"}, {"do": "wall"}]).to_string();
+    let replay = run(&guest, post(clocks.as_bytes()), config(), answer(false)).await;
+    let told: Value = serde_json::from_slice(&replay.answer.body).expect("JSON");
+    assert_eq!(told[2], then[0], "the recorded one first");
+    let nanos = |at: usize| told[at][0].as_u64().expect("s") * 1_000_000_000 + told[at][1].as_u64().expect("ns");
+    assert!(nanos(3) >= nanos(2) && nanos(3) < nanos(2) + 60_000_000_000, "then it goes on: {told}");
 
     let replay = run(&guest, post(other.as_bytes()), config(), answer(true)).await;
     assert_eq!(whimsy.asked(), asked + 1);

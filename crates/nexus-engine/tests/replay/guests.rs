@@ -49,7 +49,16 @@ pub fn recording() -> Journaling {
 }
 
 pub fn playing(journal: Arc<Journal>) -> Journaling {
-    Journaling::Replay { journal, steps: false }
+    Journaling::Replay { journal, redacted: Arc::new(vec!["authorization".into()]), steps: false }
+}
+
+pub fn get(path: &str) -> Request {
+    Request::Http(HttpRequest {
+        method: http::Method::GET,
+        path_and_query: path.into(),
+        headers: http::HeaderMap::new(),
+        body: Bytes::new(),
+    })
 }
 
 pub fn post(body: &[u8]) -> Request {
@@ -126,6 +135,10 @@ async fn every_kind_of_function_is_played_back() {
         ("probe", event(r#"{"trap":true}"#)),
         ("probe", event(r#"{"alloc_mb":200}"#)),
         ("probe", event(r#"{"status":503}"#)),
+        // It gives back more than it may, and is let go of in the middle of it.
+        ("probe", get("/big?mb=9")),
+        ("script", post(br#"[{"do":"wall"},{"do":"oversized-write"}]"#)),
+        ("script", post(br#"[{"do":"miscounted-body"}]"#)),
         ("probe", event("{}")),
     ] {
         let guest = guest(name);
@@ -150,6 +163,7 @@ async fn what_ended_by_its_time_ends_there_again() {
     for body in [
         &br#"[{"do":"print","text":"before"},{"do":"wall"},{"do":"sleep","ns":60000000000}]"#[..],
         br#"[{"do":"print","text":"before"},{"do":"wall"},{"do":"loop"}]"#,
+        br#"[{"do":"print","text":"before"},{"do":"wait-for-a-date"}]"#,
     ] {
         let guest = guest("script");
         let mut config = config();
@@ -203,4 +217,19 @@ async fn one_component_can_be_compiled_several_times_at_once() {
     for one in (0..8).map(compile).collect::<Vec<_>>() {
         one.await.expect("no panic").expect("it compiles");
     }
+}
+
+#[tokio::test]
+async fn a_module_of_preview_1_is_played_back() {
+    let bytes = wat::parse_str(include_str!("preview1.wat")).expect("text");
+    let guest = engine().compile(&bytes, Digest::of(&bytes), Profile::Short).expect("it compiles");
+    let (first, second) =
+        (run(&guest, event("{}"), config(), recording()).await, run(&guest, event("{}"), config(), recording()).await);
+    assert_eq!((first.status.as_str(), &first.error), ("ok", &None));
+    assert_ne!(first.answer.body, second.answer.body, "it learns something else each time");
+    assert!(first.duration >= Duration::from_millis(4), "it sleeps");
+    let journal = journal_of(&first);
+    assert_eq!(journal.entries.len(), 6, "what the guest learned, and nothing else: {:?}", journal.entries);
+    let replay = run(&guest, event("{}"), config(), playing(journal)).await;
+    same(&first, &replay, "preview 1");
 }

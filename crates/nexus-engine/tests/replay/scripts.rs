@@ -35,15 +35,15 @@ fn step() -> impl Strategy<Value = Value> {
         "[a-zA-Z ]{0,40}".prop_map(|text| json!({"do": "print", "text": text})),
         (0..2000_u64).prop_map(|kb| json!({"do": "grow", "kb": kb})),
         Just(json!({"do": "nan"})),
+        Just(json!({"do": "miscounted-body"})),
         Just(json!({"do": "unknown"})),
     ]
 }
 
 fn script() -> impl Strategy<Value = Vec<Value>> {
-    (prop::collection::vec(step(), 0..14), prop::bool::weighted(0.1)).prop_map(|(mut steps, trap)| {
-        if trap {
-            steps.push(json!({"do": "trap"}));
-        }
+    let end = prop_oneof![8 => Just(None), 1 => Just(Some("trap")), 1 => Just(Some("oversized-write"))];
+    (prop::collection::vec(step(), 0..14), end).prop_map(|(mut steps, end)| {
+        steps.extend(end.map(|end| json!({"do": end})));
         steps
     })
 }

@@ -93,6 +93,29 @@ fn step(step: &Value) -> Value {
             format!("{:016x}", nan.to_bits()).into()
         }
         "trap" => core::arch::wasm32::unreachable(),
+        "oversized-write" => {
+            let request = OutgoingRequest::new(Fields::new());
+            let body = request.body().expect("the body of a new request can be taken once");
+            let stream = body.write().expect("the stream of a new body can be taken once");
+            // More than may be written so at once: the host ends the guest.
+            let _ = stream.blocking_write_and_flush(&[7; 5000]);
+            Value::Null
+        }
+        "miscounted-body" => {
+            let fields = Fields::new();
+            let _ = fields.append("content-length", b"5");
+            let request = OutgoingRequest::new(fields);
+            let body = request.body().expect("the body of a new request can be taken once");
+            let stream = body.write().expect("the stream of a new body can be taken once");
+            let wrote = [&b"12345"[..], b"678"].map(|bytes| stream.blocking_write_and_flush(bytes).is_ok());
+            drop(stream);
+            json!([wrote, OutgoingBody::finish(body, None).err().map(|e| format!("{e:?}"))])
+        }
+        "wait-for-a-date" => loop {
+            if wall_clock::now().seconds == 0 {
+                break Value::Null;
+            }
+        },
         "loop" => loop {
             std::hint::black_box(0);
         },
