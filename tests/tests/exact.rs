@@ -473,27 +473,27 @@ async fn many(server: &Server, count: usize) {
 async fn a_replay_of_many_goes_on_after_a_kill() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = Server::builder().data_dir(folder.path()).start();
-    many(&server, 900).await;
-    let request = json!({"filter": {"type": "t"}, "rate": 300});
+    many(&server, 1600).await;
+    let request = json!({"filter": {"type": "t"}, "rate": 500});
     let (status, answer) = server.answer(server.request(Method::POST, "/v1/replays").json(&request)).await;
     assert_eq!(status, 202, "{answer}");
     let path = format!("/v1/replays/{}", answer["replay_id"].as_str().expect("an id"));
     // What comes later is not meant.
     server.send(event("later", "t", json!({}))).await;
-    until("a part of it", async || Some(server.get(&path).await).filter(|r| r["done"].as_u64() > Some(550))).await;
+    until("a part of it", async || Some(server.get(&path).await).filter(|r| r["done"].as_u64() > Some(1300))).await;
     server.kill();
 
     let server = Server::builder().data_dir(folder.path()).start();
     let after = server.get(&path).await;
-    assert!(after["done"].as_u64() >= Some(256) && after["status"] != "aborted", "what was kept: {after:#}");
+    assert!(after["done"].as_u64() >= Some(1024) && after["status"] != "aborted", "what was kept: {after:#}");
     let ended = until("its end", async || Some(server.get(&path).await).filter(|r| r["status"] == "done")).await;
-    assert_eq!((&ended["total"], &ended["done"], &ended["identical"]), (&json!(900), &json!(900), &json!(900)));
+    assert_eq!((&ended["total"], &ended["done"], &ended["identical"]), (&json!(1600), &json!(1600), &json!(1600)));
     // And it stays over.
     server.stop();
     let server = Server::builder().data_dir(folder.path()).start();
     let kept = server.get(&path).await;
-    assert_eq!((&kept["status"], &kept["identical"]), (&json!("done"), &json!(900)));
-    assert_eq!(kept["kinds"][0]["count"], 900);
+    assert_eq!((&kept["status"], &kept["identical"]), (&json!("done"), &json!(1600)));
+    assert_eq!(kept["kinds"][0]["count"], 1600);
 }
 
 #[tokio::test]

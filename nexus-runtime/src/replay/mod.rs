@@ -38,10 +38,11 @@ const REMEMBERED_MAX: usize = 1000;
 const TRACE_EVENTS_MAX: usize = 1000;
 /// Events of one filter that are replayed.
 const FILTER_EVENTS_MAX: usize = 1_000_000;
-/// Events of a filter that are replayed at once, where nobody says how many.
-const CONCURRENCY: usize = 16;
+/// Events of a filter that are replayed at once, where nobody says how many: as many as most functions let run. Each waits for the disk
+/// at its end.
+const CONCURRENCY: usize = 100;
 /// Events of a filter that are done before it is looked whether it is time to keep how far it has come, and how often that is.
-const PART: usize = 256;
+const PART: usize = 1024;
 const SAVE_PERIOD: Duration = Duration::from_secs(1);
 
 struct Running {
@@ -66,6 +67,13 @@ pub enum Order {
     Resume,
     /// It ends, after the events that it is at.
     Abort,
+}
+
+/// What one task does.
+enum Job {
+    Item(Box<Item>),
+    /// All deliveries of an event.
+    Event(Seq),
 }
 
 /// Where a replay was kept last.
@@ -366,7 +374,8 @@ impl Replays {
         match work {
             Work::Items(items) => {
                 let at_once = request.concurrency.unwrap_or(1);
-                self.items_of(id, &request, items, at_once, &mut pace, &mut orders).await;
+                let items = items.into_iter().map(|item| Job::Item(Box::new(item))).collect();
+                self.all_of(id, &request, items, at_once, &mut pace, &mut orders).await;
                 let aborted = orders.stop.is_cancelled();
                 self.with(id, |results| results.set(if aborted { Status::Aborted } else { Status::Done }));
             }
@@ -390,17 +399,9 @@ impl Replays {
             if orders.stop.is_cancelled() {
                 break;
             }
-            let mut items = Vec::new();
-            for seq in part {
-                let found = self.found(*seq, request).await;
-                self.with(id, |results| results.found(&found));
-                match found {
-                    Ok(found) => items.extend(found),
-                    Err(result) => self.note(id, request, *result),
-                }
-            }
             let next = part.last().map_or(Seq(0), |last| last.next());
-            if !self.items_of(id, request, items, at_once, pace, orders).await {
+            let part = part.iter().copied().map(Job::Event).collect();
+            if !self.all_of(id, request, part, at_once, pace, orders).await {
                 break;
             }
             if saved.at.elapsed() >= SAVE_PERIOD {
@@ -428,12 +429,12 @@ impl Replays {
         }
     }
 
-    /// Some deliveries, to their end; `false`: it was told to stop, and not all were begun.
-    async fn items_of(
+    /// All of them, to their end; `false`: it was told to stop, and not all were begun.
+    async fn all_of(
         self: &Arc<Self>,
         id: ReplayId,
         request: &Arc<ReplayRequest>,
-        items: Vec<Item>,
+        jobs: Vec<Job>,
         at_once: usize,
         pace: &mut Option<Interval>,
         orders: &mut Orders,
@@ -441,7 +442,7 @@ impl Replays {
         let permits = Arc::new(Semaphore::new(at_once));
         let mut running = JoinSet::new();
         let mut all = true;
-        for item in items {
+        for job in jobs {
             self.wait_while_held(id, orders).await;
             if let Some(pace) = pace {
                 tokio::select! {
@@ -459,8 +460,14 @@ impl Replays {
             }
             let (this, request) = (self.clone(), request.clone());
             running.spawn(async move {
-                let result = item.replay(&this.line, id, &request).await;
-                this.note(id, &request, result);
+                let items = match job {
+                    Job::Item(item) => vec![*item],
+                    Job::Event(seq) => this.found(id, seq, &request).await,
+                };
+                for item in items {
+                    let result = item.replay(&this.line, id, &request).await;
+                    this.note(id, &request, result);
+                }
                 drop(permit);
             });
         }
@@ -491,17 +498,24 @@ impl Replays {
         }
     }
 
-    /// The deliveries of an event that a filter found; an error is a result by itself.
-    async fn found(&self, seq: Seq, request: &ReplayRequest) -> Result<Vec<Item>, Box<ReplayResult>> {
-        let failed =
-            |why: String| Box::new(ReplayResult::failed(format!("place {seq}"), String::new(), String::new(), why));
-        match self.line.storage.log.get(seq).await {
-            Ok(Some(record)) => {
-                deliveries::of(&self.line, &record, request).await.map_err(|error| failed(error.to_string()))
-            }
+    /// The deliveries of an event that a filter found; where they cannot be read, that is a result.
+    async fn found(&self, id: ReplayId, seq: Seq, request: &ReplayRequest) -> Vec<Item> {
+        let found = match self.line.storage.log.get(seq).await {
+            Ok(Some(record)) => deliveries::of(&self.line, &record, request).await.map_err(|error| error.to_string()),
             // Retention took it meanwhile.
             Ok(None) => Ok(Vec::new()),
-            Err(error) => Err(failed(error.to_string())),
+            Err(error) => Err(error.to_string()),
+        };
+        match found {
+            Ok(items) => {
+                self.with(id, |results| results.found(items.len()));
+                items
+            }
+            Err(why) => {
+                let event = format!("place {seq}");
+                self.note(id, request, ReplayResult::failed(event, String::new(), String::new(), why));
+                Vec::new()
+            }
         }
     }
 

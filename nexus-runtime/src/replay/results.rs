@@ -2,7 +2,6 @@
 
 use nexus_core::ids::ReplayId;
 
-use super::deliveries::Item;
 use super::request::{Kind, Mode, ReplayResult, ReplayView, Status, Verdict};
 
 /// Results that are kept one by one.
@@ -51,10 +50,8 @@ impl Results {
     }
 
     /// An event turned out to have so many deliveries.
-    pub(super) fn found(&mut self, items: &Result<Vec<Item>, Box<ReplayResult>>) {
-        if let Ok(items) = items {
-            self.view.total = self.view.total.saturating_add(items.len() as u64).saturating_sub(1);
-        }
+    pub(super) fn found(&mut self, deliveries: usize) {
+        self.view.total = self.view.total.saturating_add(deliveries as u64).saturating_sub(1);
     }
 
     pub(super) fn push(&mut self, result: ReplayResult) {
