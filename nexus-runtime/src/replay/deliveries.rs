@@ -29,10 +29,9 @@ pub(super) async fn of(line: &Line, record: &Arc<Record>, request: &ReplayReques
     let view = line.catalog.view();
     let mut before: BTreeMap<_, Outcome> = BTreeMap::new();
     for outcome in line.storage.log.outcomes(record.seq).await? {
-        if outcome.disposition != Disposition::Replayed && outcome.status != InvocationStatus::Denied {
-            if request.invocation_id.is_none_or(|wanted| wanted == outcome.invocation_id) {
-                before.insert(outcome.function.clone(), outcome);
-            }
+        let ran = outcome.disposition != Disposition::Replayed && outcome.status != InvocationStatus::Denied;
+        if ran && request.invocation_id.is_none_or(|wanted| wanted == outcome.invocation_id) {
+            before.insert(outcome.function.clone(), outcome);
         }
     }
     if let Some(filter) = &request.filter {
