@@ -4,6 +4,8 @@ import {
   $, ago, api, badge, clock, duration, el, idInPath, jumpBox, links, number, outside, payload, plural, pretty, resolve, say, sources,
 } from "./nexus.js";
 
+const LABELS = { deterministic: "Run it again", live: "Run it again, with side effects" };
+
 const id = idInPath();
 const source = new URLSearchParams(location.search).get("source");
 const EVENTS_SHOWN = 20;
@@ -73,7 +75,7 @@ function eventPart(item, functions) {
     el("dl", {}, pair("Id", outside(event.id)), pair("Received", clock(item.received_at), el("span", { class: "dim" }, " (", ago(item.received_at), ")"))),
     el("details", {}, el("summary", { text: "Payload" }), payload(event)),
     redacted.length > 0
-      ? el("p", { class: "note warn" }, "The log does not keep these headers of the request, and the replay goes without them: ", outside(redacted.join(", ")))
+      ? el("p", { class: "note warn" }, "The log does not keep these headers of the request, and an exact replay may leave its course for want of them: ", outside(redacted.join(", ")))
       : null,
     runs.map((run) => runPart(run, functions)),
     found.invocation && isReplay(found.invocation) ? el("p", { class: "dim", text: "You came from a replay of it; what is compared is the run that the event itself had." }) : null,
@@ -99,7 +101,8 @@ function runPart(run, functions) {
     run.error ? el("p", { class: "note bad" }, outside(run.error)) : null,
     !now ? el("p", { class: "note warn", text: "This function is deployed no more; it cannot run again." }) : null,
     run.output ? el("details", {}, el("summary", { text: "What it gave back" }), payload(run.output)) : null,
-    run.emitted.length > 0 ? el("p", { class: "dim", text: `It emitted ${plural(run.emitted.length, "event")}; a replay emits new ones.` }) : null,
+    run.emitted.length > 0 ? el("p", { class: "dim", text: `It emitted ${plural(run.emitted.length, "event")}; a live replay emits new ones, an exact one none.` }) : null,
+    run.journal?.complete ? null : el("p", { class: "note", text: `It cannot be replayed exactly: ${run.journal?.reason ?? "no journal was written of it"}.` }),
     run.host_calls?.length ? el("p", { class: "dim" }, `It called: `, outside([...new Set(run.host_calls.map((c) => `${c.method} ${c.url}`))].join(", "))) : null,
   );
 }
@@ -119,10 +122,19 @@ function terms(runs, events, functions) {
     }
   }
   if (found.invocation && present.includes(found.invocation.function)) select.value = found.invocation.function;
+  const mode = el(
+    "select",
+    { id: "mode", name: "mode" },
+    el("option", { value: "deterministic", text: "exactly, from what was recorded" }),
+    el("option", { value: "live", text: "live, with its side effects" }),
+  );
+  mode.onchange = () => { $("go").textContent = LABELS[mode.value]; };
+  $("go").textContent = LABELS[mode.value];
   $("terms").replaceChildren(
-    el("p", {}, el("strong", { text: "Live mode runs the function again, with its side effects: " }), "requests that it makes to the outside are made again, and what it emits is delivered."),
+    el("p", {}, el("strong", { text: "Exactly: " }), "the function is given the recorded answers to all that it asks; nothing goes out, nothing is emitted."),
+    el("p", {}, el("strong", { text: "Live: " }), "requests that it makes to the outside are made again, and what it emits is delivered."),
     el("p", { class: "dim", text: "The event's own status does not change: a dead event stays dead, whatever the replay finds. The result is compared with the last run and joins the same trace." }),
-    el("p", {}, el("label", {}, "Run ", select)),
+    el("p", {}, el("label", {}, "Run ", select), " ", el("label", {}, "how: ", mode)),
   );
   if (names.length > 0 && present.length === 0) say($("ask-note"), "None of the functions that ran is deployed any more, so nothing can run again.", "bad");
   return events.length > 0 && (names.length === 0 || present.length > 0);
@@ -132,9 +144,10 @@ function terms(runs, events, functions) {
 
 async function act() {
   const wanted = $("function").value;
-  const request = found.event
-    ? { event_id: found.event.event.id, source: found.event.event.source, mode: "live" }
-    : { trace_id: found.trace, mode: "live" };
+  const mode = $("mode").value;
+  const request = found.event ? { event_id: found.event.event.id, source: found.event.event.source, mode } : { trace_id: found.trace, mode };
+  // Whoever chose it has read what it means.
+  if (mode === "live") request.confirm = true;
   if (wanted !== "") request.function = wanted;
   $("go").disabled = true;
   say($("ask-note"), "Starting…");
@@ -168,9 +181,8 @@ async function follow(replay, { moved = false } = {}) {
       if (turn !== following) return;
       say($("run-note"));
       progress(view);
-      if (view.status !== "running") {
+      if (view.status !== "running" && view.status !== "paused") {
         $("go").disabled = false;
-        $("go").textContent = "Run once more, with side effects";
         return;
       }
     } catch (error) {
@@ -194,11 +206,11 @@ async function abort(replay) {
 }
 
 function progress(view) {
-  const going = view.status === "running";
+  const going = view.status === "running" || view.status === "paused";
   const tally = [
-    going ? badge("running") : badge(view.status),
+    badge(view.status),
     ` ${number(view.done)} of ${number(view.total)}`,
-    ...["identical", "diverged", "failed"].filter((v) => view[v] > 0).flatMap((v) => [" ", badge(v), ` ${number(view[v])}`]),
+    ...["identical", "diverged", "failed", "leaked"].filter((v) => view[v] > 0).flatMap((v) => [" ", badge(v), ` ${number(view[v])}`]),
   ];
   $("run-status").replaceChildren(...tally);
   $("abort").hidden = !going || view.total < 2;
@@ -212,13 +224,23 @@ function progress(view) {
 
 // ---- the result ----
 
-const SAYS = { status: "The status differs.", output: "The output differs.", emitted: "The number of emitted events differs." };
+const SAYS = {
+  "host call": "It asked the host for something else than was recorded.",
+  status: "The status differs.",
+  error: "The error differs.",
+  output: "The output differs.",
+  emitted: "The emitted events differ.",
+  logs: "The lines that it wrote differ.",
+  memory: "The size of its memory differs.",
+};
 
 function words(result) {
+  if (result.verdict === "leaked") return `It was to have no side effect, and the kernel saw one: ${result.side_effects}.`;
   if (result.verdict === "failed" && result.invocation_id === null) return result.divergence ?? "It did not run.";
   if (result.divergence) return SAYS[result.divergence] ?? result.divergence;
   if (result.verdict === "failed") return "The function did not end well. It had not run on this event before.";
   if (result.replay_of === null) return "The function ended well. It had not run on this event before, so there is nothing to compare with.";
+  if (result.answered !== undefined) return `All is the same, to the bit. ${plural(result.answered, "call")} of the host answered from the journal; side effects: ${result.side_effects}.`;
   return "The same status, output and number of emitted events as before.";
 }
 
