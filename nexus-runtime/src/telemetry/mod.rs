@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_core::ids::{FunctionName, InvocationId, ReplayId};
-use nexus_core::outcome::{InvocationStatus, LogLine, Outcome};
+use nexus_core::outcome::{Disposition, InvocationStatus, LogLine, Outcome};
 use nexus_core::record::{NewRecord, Record};
 use nexus_log::Receipt;
 use opentelemetry_sdk::trace::SpanData;
@@ -74,6 +74,11 @@ impl Telemetry {
                 %trace_id, event_id, invocation_id = %outcome.invocation_id, function = %outcome.function,
                 duration_us = outcome.duration_ns / 1000, "invoked"
             ),
+            // It is the result of the replay, and no news of the function.
+            status if outcome.disposition == Disposition::Replayed => tracing::debug!(
+                %trace_id, event_id, invocation_id = %outcome.invocation_id, function = %outcome.function,
+                status = status.as_str(), error, "replayed; it failed"
+            ),
             status => tracing::warn!(
                 %trace_id, event_id, invocation_id = %outcome.invocation_id, function = %outcome.function,
                 status = status.as_str(), attempt = outcome.attempt, error, next = ?outcome.disposition, "invocation failed"
@@ -90,7 +95,7 @@ impl Telemetry {
     /// A replay of one event is over.
     pub fn replayed(&self, replay: ReplayId, mode: &'static str, verdict: &'static str) {
         self.metrics.replayed(mode, verdict);
-        tracing::info!(%replay, mode, verdict, "replayed");
+        tracing::debug!(%replay, mode, verdict, "replayed");
     }
 
     /// Takes the lines that an invocation writes, as it writes them.
