@@ -410,3 +410,32 @@ mod ids {
         }
     }
 }
+
+#[tokio::test]
+async fn a_replay_of_many_goes_on_at_another_runtime() {
+    let shared = Shared::at(cluster());
+    let (first, second) = (shared.start("a"), shared.start("b"));
+    first.deploy("worker", "noop", on_work()).await;
+    let batch: Vec<_> = (0..1500).map(|n| event(&format!("e{n}"), json!({}))).collect();
+    let request = first.request(Method::POST, "/v1/events");
+    let request = request.header("content-type", "application/cloudevents-batch+json").body(json!(batch).to_string());
+    assert_eq!(first.answer(request).await.0, 202);
+    until("all deliveries", async || {
+        let done = invocations(&first).await + invocations(&second).await;
+        (done >= 1500).then_some(())
+    })
+    .await;
+    let request = json!({"filter": {"type": "shared.work"}, "rate": 400});
+    let (status, answer) = first.answer(first.request(Method::POST, "/v1/replays").json(&request)).await;
+    assert_eq!(status, 202, "{answer}");
+    let id = answer["replay_id"].as_str().expect("an id").to_owned();
+    let path = format!("/v1/replays/{id}");
+    until("a part of it", async || Some(first.get(&path).await).filter(|r| r["done"].as_u64() > Some(1200))).await;
+    // The other one knows of it, and does not do it too; nor can it tell it anything.
+    assert_eq!(second.get(&path).await["status"], "running");
+    let pause = second.request(Method::POST, &format!("{path}/pause"));
+    assert_eq!(second.answer(pause).await.0, 409);
+    first.kill();
+    let ended = until("its end", async || Some(second.get(&path).await).filter(|r| r["status"] == "done")).await;
+    assert_eq!((&ended["total"], &ended["identical"]), (&json!(1500), &json!(1500)), "{ended:#}");
+}
