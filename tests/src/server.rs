@@ -11,7 +11,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
 use crate::collector::{Collector, without_capabilities};
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, until};
 
 /// The repository.
 pub fn repository() -> PathBuf {
@@ -311,6 +311,18 @@ impl Server {
         let (status, problem) = self.answer(put.json(&config)).await;
         assert_eq!(status, 200, "configure {name}: {problem}");
         answer["version"].as_u64().expect("version")
+    }
+
+    /// A replay to its end.
+    pub async fn replay(&self, request: Value) -> Value {
+        let (status, answer) = self.answer(self.request(Method::POST, "/v1/replays").json(&request)).await;
+        assert_eq!(status, 202, "{request}: {answer}");
+        let id = answer["replay_id"].as_str().expect("an id");
+        until("the replay's end", async || {
+            let replay = self.get(&format!("/v1/replays/{id}")).await;
+            (replay["status"] != "running").then_some(replay)
+        })
+        .await
     }
 
     /// Sends one event in structured mode, which must be taken; returns its receipt.

@@ -22,18 +22,6 @@ fn asked(server: &Server, request: &Value) -> RequestBuilder {
     server.request(Method::POST, "/v1/replays").json(request)
 }
 
-/// A replay to its end.
-async fn replay(server: &Server, request: Value) -> Value {
-    let (status, answer) = server.answer(asked(server, &request)).await;
-    assert_eq!(status, 202, "{request}: {answer}");
-    let id = answer["replay_id"].as_str().expect("an id");
-    until("the replay's end", async || {
-        let replay = server.get(&format!("/v1/replays/{id}")).await;
-        (replay["status"] != "running").then_some(replay)
-    })
-    .await
-}
-
 /// order-check and webhook-forward, and one order that went through both.
 async fn shop() -> (Server, Receiver, Value) {
     let server = Server::start();
@@ -52,7 +40,7 @@ async fn shop() -> (Server, Receiver, Value) {
 #[tokio::test]
 async fn an_event_is_run_again_and_found_identical() {
     let (server, receiver, first) = shop().await;
-    let replay = replay(&server, json!({"event_id": "1", "mode": "live"})).await;
+    let replay = server.replay(json!({"event_id": "1", "mode": "live"})).await;
     for (key, expected) in [
         ("status", json!("done")),
         ("mode", json!("live")),
@@ -85,7 +73,7 @@ async fn an_event_is_run_again_and_found_identical() {
 #[tokio::test]
 async fn a_trace_is_replayed_from_its_beginning() {
     let (server, receiver, first) = shop().await;
-    let replay = replay(&server, json!({"trace_id": first["trace_id"], "mode": "live"})).await;
+    let replay = server.replay(json!({"trace_id": first["trace_id"], "mode": "live"})).await;
     // What the first event caused follows from it: it is not run twice.
     assert_eq!((&replay["total"], &replay["results"][0]["event_id"]), (&json!(1), &json!("1")));
     let emitted = server.get("/v1/events/1").await["invocations"][1]["emitted"][0].clone();
@@ -99,7 +87,7 @@ async fn another_payload_diverges_and_the_first_difference_is_shown() {
     let mut data = order();
     data["items"][0]["quantity"] = 0.into();
     data["total_cents"] = 2390.into();
-    let replay = replay(&server, json!({"event_id": "1", "mode": "live", "data": data})).await;
+    let replay = server.replay(json!({"event_id": "1", "mode": "live", "data": data})).await;
     let result = &replay["results"][0];
     assert_eq!((&replay["diverged"], &result["divergence"]), (&json!(1), &json!("output")));
     let accepted = |side: &str| &result["diff"][side]["data"]["accepted"];
@@ -122,7 +110,7 @@ async fn a_version_can_be_named() {
         if !function.is_null() {
             request["function"] = function.clone();
         }
-        let result = replay(&server, request).await["results"][0].clone();
+        let result = server.replay(request).await["results"][0].clone();
         assert_eq!((&result["verdict"], &result["divergence"]), (&json!(verdict), &divergence), "{function}");
         let id = result["invocation_id"].as_str().expect("an id");
         let invocation = server.get(&format!("/v1/invocations/{id}")).await["invocation"].clone();
@@ -147,7 +135,7 @@ async fn a_call_is_replayed_as_the_request_that_it_was() {
         let request = server.request(Method::POST, &format!("/fn/probe{path}")).body(body);
         let response = request.send().await.expect("an answer");
         let id = response.headers()["nexus-event-id"].to_str().expect("text");
-        let replay = replay(&server, json!({"event_id": id, "mode": "live"})).await;
+        let replay = server.replay(json!({"event_id": id, "mode": "live"})).await;
         assert_eq!(replay["results"][0]["verdict"], verdict, "{path}: {replay:#}");
     }
 }
@@ -158,7 +146,7 @@ async fn a_replay_that_fails_leaves_the_event_as_it_was() {
     server.deploy("probe", "probe", on("t")).await;
     server.send(event("1", "t", json!({"emit": []}))).await;
     server.settled("1", "done").await;
-    let replay = replay(&server, json!({"event_id": "1", "mode": "live", "data": {"trap": true}})).await;
+    let replay = server.replay(json!({"event_id": "1", "mode": "live", "data": {"trap": true}})).await;
     let result = &replay["results"][0];
     assert_eq!(
         (&replay["failed"], &result["verdict"], &result["divergence"]),
@@ -230,7 +218,7 @@ async fn what_cannot_be_replayed_is_refused() {
     check(json!({"event_id": "2", "mode": "live", "rate": 0}), 400, "rate").await;
     check(json!({"event_id": "2", "mode": "live", "colour": 1}), 400, "colour").await;
     check(json!(["2"]), 400, "array").await;
-    assert_eq!(replay(&server, json!({"event_id": "1", "source": "/s", "mode": "live"})).await["identical"], 1);
+    assert_eq!(server.replay(json!({"event_id": "1", "source": "/s", "mode": "live"})).await["identical"], 1);
 
     // What a form or a page of another site can send does nothing.
     let body = json!({"event_id": "2", "mode": "live"});

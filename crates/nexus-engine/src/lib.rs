@@ -7,6 +7,7 @@ mod cache;
 mod egress;
 mod emit;
 mod engine;
+mod guest;
 mod host;
 mod invoke;
 mod kind;

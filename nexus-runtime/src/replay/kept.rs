@@ -81,9 +81,10 @@ pub(super) async fn all(registry: &Arc<dyn Registry>) -> Result<Vec<(Kept, Revis
 }
 
 /// One of them.
-pub(super) async fn one(registry: &Arc<dyn Registry>, id: ReplayId) -> Result<Option<Kept>, StorageError> {
-    let Some((value, _)) = registry.get(&key(id)).await? else { return Ok(None) };
-    serde_json::from_slice(&value).map(Some).map_err(|e| StorageError::Damaged(format!("replay {id}: {e}")))
+pub(super) async fn one(registry: &Arc<dyn Registry>, id: ReplayId) -> Result<Option<(Kept, Revision)>, StorageError> {
+    let Some((value, revision)) = registry.get(&key(id)).await? else { return Ok(None) };
+    let kept = serde_json::from_slice(&value).map_err(|e| StorageError::Damaged(format!("replay {id}: {e}")))?;
+    Ok(Some((kept, revision)))
 }
 
 /// Forgets the oldest that are over, so that one more has room.

@@ -78,7 +78,7 @@ enum Job {
 
 /// Where a replay was kept last.
 struct Saved {
-    revision: Option<Revision>,
+    revision: Revision,
     at: Instant,
 }
 
@@ -243,16 +243,21 @@ impl Replays {
                 continue;
             }
             let Some(filter) = kept.request.filter.clone() else { continue };
-            kept.owner = members.me;
-            let Some(revision) = kept::save(registry, &kept, Some(revision)).await? else { continue };
             let mut events = match self.filtered(&filter).await {
                 Ok(events) => events,
                 Err(ReplayError::NotFound(_)) => Vec::new(),
                 Err(error) => return Err(error),
             };
             events.retain(|seq| *seq >= kept.next);
+            let orders = self.remember(id, Results::of(kept.view.clone()))?;
+            kept.owner = members.me;
+            // Only who can go on with it takes it over, and only one does.
+            let taken = kept::save(registry, &kept, Some(revision)).await;
+            if !matches!(taken, Ok(Some(_))) {
+                self.forget(id);
+            }
+            let Some(revision) = taken? else { continue };
             tracing::info!(replay = %id, left = events.len(), "going on with a replay");
-            let orders = self.remember(id, Results::of(kept.view))?;
             self.spawn(id, kept.request, Work::Events(events, revision), orders);
         }
         Ok(())
@@ -262,7 +267,7 @@ impl Replays {
     pub async fn get(&self, id: ReplayId) -> Result<Option<ReplayView>, ReplayError> {
         match self.here(id) {
             Some(view) => Ok(Some(view)),
-            None => Ok(kept::one(&self.line.storage.registry, id).await?.map(|kept| kept.view)),
+            None => Ok(kept::one(&self.line.storage.registry, id).await?.map(|(kept, _)| kept.view)),
         }
     }
 
@@ -394,8 +399,10 @@ impl Replays {
         orders: &mut Orders,
     ) {
         let at_once = request.concurrency.unwrap_or(CONCURRENCY);
-        let mut saved = Saved { revision: Some(revision), at: Instant::now() };
-        for part in events.chunks(PART) {
+        let mut saved = Saved { revision, at: Instant::now() };
+        // Where the pace is given, about a second's: what is not kept is done again after a kill.
+        let size = request.rate.map_or(PART, |rate| (rate as usize).clamp(1, PART));
+        for part in events.chunks(size) {
             if orders.stop.is_cancelled() {
                 break;
             }
@@ -404,8 +411,9 @@ impl Replays {
             if !self.all_of(id, request, part, at_once, pace, orders).await {
                 break;
             }
-            if saved.at.elapsed() >= SAVE_PERIOD {
-                self.save(id, request, next, &mut saved).await;
+            if saved.at.elapsed() >= SAVE_PERIOD && !self.save(id, request, next, &mut saved).await {
+                // Nobody does an event twice: what is said of it from now on is what is kept.
+                return self.forget(id);
             }
         }
         // A server that stops leaves it to be gone on with.
@@ -414,19 +422,32 @@ impl Replays {
         }
         let aborted = orders.stop.is_cancelled();
         self.with(id, |results| results.set(if aborted { Status::Aborted } else { Status::Done }));
-        self.save(id, request, Seq(u64::MAX), &mut saved).await;
+        if !self.save(id, request, Seq(u64::MAX), &mut saved).await {
+            self.forget(id);
+        }
     }
 
-    /// Keeps a replay where it stands. Where that cannot be done, more is done again after a restart.
-    async fn save(&self, id: ReplayId, request: &ReplayRequest, next: Seq, saved: &mut Saved) {
-        let Some(view) = self.here(id) else { return };
+    /// Keeps a replay where it stands; `false`: another runtime has gone on with it, which took this one for gone. Where it cannot be
+    /// kept, more is done again after a restart.
+    async fn save(&self, id: ReplayId, request: &ReplayRequest, next: Seq, saved: &mut Saved) -> bool {
+        let Some(view) = self.here(id) else { return false };
         let kept = Kept { request: request.clone(), view, owner: self.me(), next };
         saved.at = Instant::now();
-        match kept::save(&self.line.storage.registry, &kept, saved.revision).await {
-            Ok(Some(revision)) => saved.revision = Some(revision),
-            Ok(None) => tracing::warn!(replay = %id, "another runtime has gone on with this replay"),
+        let registry = &self.line.storage.registry;
+        match kept::save(registry, &kept, Some(saved.revision)).await {
+            Ok(Some(revision)) => saved.revision = revision,
+            Ok(None) => match kept::one(registry, id).await {
+                // Written before, though the answer was lost.
+                Ok(Some((kept, revision))) if kept.owner == self.me() => saved.revision = revision,
+                Ok(_) => {
+                    tracing::warn!(replay = %id, "another runtime has gone on with this replay; it ends here");
+                    return false;
+                }
+                Err(error) => tracing::warn!(replay = %id, %error, "it is not kept how far this replay has come"),
+            },
             Err(error) => tracing::warn!(replay = %id, %error, "it is not kept how far this replay has come"),
         }
+        true
     }
 
     /// All of them, to their end; `false`: it was told to stop, and not all were begun.
