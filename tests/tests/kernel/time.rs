@@ -106,6 +106,13 @@ async fn one_that_computes_is_on_a_cpu() {
     assert!((time.on_cpu * 8 / 10..=time.on_cpu).contains(&guest), "{guest} of {time:?}");
 }
 
+/// A server whose functions read thousands of pieces of a file. It keeps none of the reads one by one: on a slow machine more
+/// of them are slow than an account has room for, which makes it incomplete.
+fn server_of_large_files(folder: &std::path::Path) -> Server {
+    let folder = folder.to_str().expect("text");
+    Server::builder().arg("--allow-mount").arg(folder).setting("slow_syscall_us = 60000000").start()
+}
+
 #[tokio::test]
 async fn one_that_reads_what_is_on_the_disk_alone_waits_for_it() {
     if !can_watch_the_kernel() {
@@ -119,7 +126,7 @@ async fn one_that_reads_what_is_on_the_disk_alone_waits_for_it() {
         return println!("skipped: the build is on a file system in memory");
     }
     let (path, mebibytes) = (folder.path().join("large"), 32);
-    let server = Server::builder().arg("--allow-mount").arg(folder.path().to_str().expect("text")).start();
+    let server = server_of_large_files(folder.path());
     let mut config = json!({"mounts": [{"host": folder.path(), "guest": "/data"}]});
     config["limits"] = json!({"memory_mb": 256});
     server.deploy("files", "probe", config).await;
@@ -151,7 +158,7 @@ async fn one_whose_host_works_is_not_in_its_own_code() {
     let folder = tempfile::tempdir().expect("a folder");
     let mebibytes = 64;
     std::fs::write(folder.path().join("large"), vec![7; mebibytes << 20]).expect("a file");
-    let server = Server::builder().arg("--allow-mount").arg(folder.path().to_str().expect("text")).start();
+    let server = server_of_large_files(folder.path());
     let mut config = json!({"mounts": [{"host": folder.path(), "guest": "/data"}]});
     config["limits"] = json!({"memory_mb": 256});
     server.deploy("files", "probe", config).await;
