@@ -218,12 +218,12 @@ async fn what_has_no_journal_says_why() {
     let mut files = on("files");
     files["mounts"] = json!([{"host": folder.path(), "guest": "/m"}]);
     let many: Vec<_> = (0..500).map(|_| json!({"do": "wall"})).collect();
-    for (name, config, why) in [
-        ("off", off, "`journal.sample`"),
-        ("small", small, "`journal.bytes_max`"),
-        ("files", files, "folders of the host"),
+    for (name, guest, config, why) in [
+        ("off", "script", off, "`journal.sample`"),
+        ("small", "script", small, "`journal.bytes_max`"),
+        ("files", "cli-p1", files, "folders of the host"),
     ] {
-        server.deploy(name, "script", config).await;
+        server.deploy(name, guest, config).await;
         server.send(event(name, name, json!(many))).await;
         let event = server.settled(name, "done").await;
         let result = server.replay(json!({"event_id": name})).await["results"][0].clone();
@@ -239,6 +239,42 @@ async fn what_has_no_journal_says_why() {
     let bad = json!({"journal": {"sample": 2}});
     let (status, problem) = server.answer(server.request(Method::PUT, "/v1/functions/off/config").json(&bad)).await;
     assert!(status == 400 && problem.to_string().contains("journal.sample"), "{problem}");
+}
+
+/// What a function read is in its journal: the files may be gone, and nothing is written again, here or on another machine.
+#[tokio::test]
+async fn files_are_played_back_when_they_are_gone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let allowed = format!("mounts_allowed = [\"{}\"]", folder.path().display());
+    let server = Server::builder().setting(&allowed).start();
+    let mut config = on("t");
+    config["mounts"] = json!([{"host": folder.path(), "guest": "/m", "writable": true}]);
+    server.deploy("f", "script", config).await;
+    let read = folder.path().join("a");
+    std::fs::write(&read, "what was in it").expect("a file");
+    let call = |call: &str, path: &str| json!({"do": "file", "call": call, "path": path, "n": 5, "text": "new"});
+    let steps = [call("read-stream", "a"), call("list", "."), call("stat", "a"), call("write-stream", "b"), call("read", "gone")];
+    server.send(event("1", "t", json!(steps))).await;
+    let event = server.settled("1", "done").await;
+    assert!(event["invocations"][0]["output"].to_string().contains("what "), "{event:#}");
+    std::fs::remove_file(&read).expect("it was there");
+    std::fs::remove_file(folder.path().join("b")).expect("it was written");
+    let watched = server.get("/v1/kernel").await["mode"] != "off";
+    let result = check(&server, json!({"event_id": "1"}), "identical", Value::Null).await;
+    assert!(!watched || result["side_effects"] == "none", "{result:#}");
+    assert!(!folder.path().join("b").exists(), "a replay writes nothing");
+
+    let id = event["invocations"][0]["invocation_id"].as_str().expect("an id");
+    let journal = server.get(&format!("/v1/invocations/{id}/journal")).await;
+    let asked = journal["items"].as_array().into_iter().flatten().filter_map(|item| item["asked"].as_str());
+    assert!(asked.clone().any(|asked| asked.starts_with("open-at /m/a ")), "{journal:#}");
+
+    let case = folder.path().join("case.json");
+    std::fs::write(&case, server.get("/v1/events/1/export").await.to_string()).expect("room");
+    let component = format!("{}/guests/script/script.wasm", env!("CARGO_MANIFEST_DIR"));
+    let case = case.to_str().expect("text");
+    let replay = Cli::at("http://127.0.0.1:1").json(["replay", case, "--component", &component]);
+    assert_eq!(replay["results"][0]["verdict"], "identical", "{replay:#}");
 }
 
 #[tokio::test]

@@ -138,6 +138,7 @@ impl Guest {
             wasi.build(),
             Hooks::new(self.calls.clone(), self.tape.clone()),
             self.tape.clone(),
+            !self.config.mounts.is_empty(),
         );
         let mut store = Store::new(&self.profile_engine().wasmtime, host);
         store.limiter(|host| &mut host.limiter);
@@ -153,12 +154,14 @@ impl Guest {
     /// At every tick the guest lets others run, and at its deadline it is stopped.
     fn set_deadline<T: Send + 'static>(&self, store: &mut Store<T>) {
         let deadline = self.started + self.timeout;
+        // A replay of one that was stopped, once it has made all the calls that were recorded: it may never make another.
+        let cut = self.started + self.config.limits.timeout();
         let tape = self.tape.clone();
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |_| {
             if let Some(over) = tape.over() {
                 Err(over)
-            } else if Instant::now() >= deadline {
+            } else if Instant::now() >= deadline || (tape.is_played_to_its_cut() && Instant::now() >= cut) {
                 Err(TimeUp.into())
             } else {
                 Ok(UpdateDeadline::Yield(1))

@@ -11,6 +11,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use crate::egress::Hooks;
 use crate::limiter::Limiter;
 use crate::tape::Tape;
+use crate::tape::files::Files;
 use crate::tape::http::Places;
 
 /// The most handles that a guest may hold at once: streams, requests, pollables.
@@ -23,6 +24,7 @@ pub(crate) struct Host {
     pub limiter: Limiter,
     pub tape: Tape,
     pub places: Places,
+    pub files: Files,
     pub table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
@@ -30,10 +32,12 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub fn new(limiter: Limiter, wasi: WasiCtx, hooks: Hooks, tape: Tape) -> Self {
+    /// `mounted`: the function sees folders.
+    pub fn new(limiter: Limiter, wasi: WasiCtx, hooks: Hooks, tape: Tape, mounted: bool) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
-        Self { limiter, tape, places: Places::new(), table, wasi, http: WasiHttpCtx::new(), hooks }
+        let files = Files::new(mounted);
+        Self { limiter, tape, places: Places::new(), files, table, wasi, http: WasiHttpCtx::new(), hooks }
     }
 }
 
@@ -70,7 +74,8 @@ pub(crate) fn wasi(
     // File calls run on the invocation's own thread, so that they are seen as its own (see `Loaded::invoke`). A mount takes
     // this over when it is added: it comes first. Without mounts the thread is one of the server's: nothing may block it, and a
     // preview-1 module's sleep would.
-    wasi.allow_blocking_current_thread(!config.mounts.is_empty());
+    let mounts = if tape.is_replay() { &[][..] } else { &config.mounts[..] };
+    wasi.allow_blocking_current_thread(!mounts.is_empty());
     if let Some(stdin) = stdin {
         wasi.stdin(stdin);
     }
@@ -78,7 +83,6 @@ pub(crate) fn wasi(
         wasi.env(name, value);
     }
     tape.install(&mut wasi);
-    let mounts = if tape.is_replay() { &[][..] } else { &config.mounts[..] };
     for mount in mounts {
         let perms = if mount.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
         wasi.preopened_dir(&mount.host, &mount.guest, perms)

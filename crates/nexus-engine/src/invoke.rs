@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use nexus_core::event::Draft;
-use nexus_core::function::FunctionConfig;
+use nexus_core::function::{FunctionConfig, FunctionKind};
 use nexus_core::ids::InvocationId;
 use nexus_core::journal::{Kept, Partial};
 use nexus_core::mark::{Marked, Marker, Part};
@@ -24,7 +24,7 @@ use crate::worlds::Loaded;
 /// How much longer than its timeout an invocation is waited for, where it blocks in the host and its own clock is not
 /// asked.
 const TIMEOUT_SLACK: Duration = Duration::from_millis(20);
-/// How much longer a replay may take than its timeout, where the recorded one did not: it may run on a slower or a busier machine.
+/// How many times its timeout a replay may take: it may run on a slower or a busier machine.
 const REPLAY_PATIENCE: u32 = 10;
 
 /// One run of a function.
@@ -101,18 +101,22 @@ impl Loaded {
             started,
             (bounds.host_calls_open_max, bounds.host_calls_max),
         );
-        let patience = match &journaling {
-            Journaling::Replay { journal, .. } if !journal.header.cut => REPLAY_PATIENCE,
-            Journaling::Replay { .. } | Journaling::Off | Journaling::Record { .. } | Journaling::Answer { .. } => 1,
+        let own = config.limits.timeout();
+        // What was stopped by its time is stopped at the same call: it may be later here. What says so is the time that it had.
+        let (timeout, told) = match &journaling {
+            Journaling::Replay { journal, .. } if journal.header.cut => (own * REPLAY_PATIENCE, own),
+            Journaling::Replay { .. } => (own * REPLAY_PATIENCE, own * REPLAY_PATIENCE),
+            Journaling::Off | Journaling::Record { .. } | Journaling::Answer { .. } => (own, own),
         };
-        let timeout = config.limits.timeout() * patience;
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
         let place = self.profile_engine().places.clone().acquire_many_owned(self.places).await;
-        let partial = (!config.mounts.is_empty()).then_some(Partial::Files);
+        let mounted = !config.mounts.is_empty();
+        let partial = (mounted && self.kind() == FunctionKind::Preview1).then_some(Partial::Files);
         let memory = Arc::new(AtomicUsize::new(0));
         let looks = Looks { lines: lines.clone(), memory: memory.clone() };
         let tape = Tape::new(journaling, self.profile_engine().code, partial, looks);
-        let blocking = !config.mounts.is_empty();
+        // A replay has no folders, whose calls would block.
+        let blocking = mounted && !tape.is_replay();
         let guest = Guest {
             loaded: self.clone(),
             request,
@@ -161,7 +165,7 @@ impl Loaded {
         match result {
             Ok((answer, emitted)) => (finished.answer, finished.emitted) = (answer, emitted),
             Err(failure) => {
-                fail(&mut finished, failure, memory.is_some_and(|m| m.refused), timeout, bounds.output_bytes_max)
+                fail(&mut finished, failure, memory.is_some_and(|m| m.refused), told, bounds.output_bytes_max)
             }
         }
         if tape.is_there() {

@@ -32,6 +32,7 @@ impl Linkers {
         tape::io::link(&mut component)?;
         tape::http::link(&mut component)?;
         tape::random::link(&mut component)?;
+        tape::files::link(&mut component)?;
         let mut module = wasmtime::Linker::new(engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut module, |host: &mut Preview1Host| &mut host.wasi)?;
         module.allow_shadowing(true);

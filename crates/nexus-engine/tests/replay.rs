@@ -2,6 +2,8 @@
 
 #[path = "replay/altered.rs"]
 mod altered;
+#[path = "replay/files.rs"]
+mod files;
 #[path = "replay/guests.rs"]
 mod guests;
 #[path = "replay/languages.rs"]

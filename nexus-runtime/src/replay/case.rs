@@ -88,7 +88,7 @@ impl Case {
         let record = Arc::new(record);
         let mut all = Vec::new();
         let mut why = "it went to no function".to_owned();
-        for item in deliveries::of(line, &record, request).await? {
+        for item in deliveries::of(line, &record, request, None).await? {
             match item.case(line).await {
                 Ok(delivery) => all.push(delivery),
                 Err(reason) => why = reason,
@@ -115,7 +115,9 @@ impl Case {
         let kept = outcome.journal.as_ref().ok_or_else(|| CaseError::Not("it has no journal".into()))?;
         let journal = journal::read(kept).map_err(|damaged| CaseError::Not(damaged.to_string()))?;
         line.catalog.keep_config(journal.header.config, &config).await.map_err(|e| failed(&e))?;
-        line.catalog.configure(&function, config).await.map_err(|e| failed(&e))?;
+        // What it is replayed with was kept just now. Its folders are of another host, and a replay has none.
+        let here = FunctionConfig { mounts: Vec::new(), ..config };
+        line.catalog.configure(&function, here).await.map_err(|e| failed(&e))?;
         self.record.claimed_by = None;
         let log = &line.storage.log;
         let receipts = log.append(vec![self.record]).await.map_err(|e| failed(&e))?;

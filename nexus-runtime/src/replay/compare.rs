@@ -1,12 +1,14 @@
 //! What differs between two runs.
 
-use nexus_core::journal::Journal;
-use nexus_core::kernel::KernelAccount;
-use nexus_core::outcome::{InvocationStatus, Outcome};
+use nexus_core::journal::{Header, Journal};
+use nexus_core::kernel::{KernelAccount, Syscalls};
+use nexus_core::outcome::{InvocationStatus, LogLine, Outcome};
 use nexus_core::record::NewRecord;
+use nexus_engine::Replayed;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::request::{ReplayResult, Verdict};
+use super::request::{Cost, Costs, ReplayResult, Verdict};
 use crate::line::Delivered;
 
 /// System calls by which something outside of the process can be reached or changed. Guests have none of them but by the host, and
@@ -86,9 +88,8 @@ pub(super) fn compare(
         }
         return result;
     };
-    result.cost = Some(json!({"before": cost(before), "after": cost(after)}));
-    let (value, exactly) = (Value::from, matches!(expected, Expected::Exactly(_)));
-    let output = |o: &Outcome| serde_json::to_value(&o.output).unwrap_or_default();
+    result.cost = Some(Box::new(Costs { before: cost(before), after: cost(after) }));
+    let exactly = matches!(expected, Expected::Exactly(_));
     let emitted = || match (emitted_before, delivered.replayed.is_some()) {
         (Some(before), true) => (events(before), events(&delivered.not_emitted)),
         // They are not all there any more; how many there were is known, without one in the place of a dead letter.
@@ -98,34 +99,16 @@ pub(super) fn compare(
         }
         (_, false) => (before.emitted.len().into(), after.emitted.len().into()),
     };
-    let lines =
-        |o: &Outcome| o.logs.iter().map(|line| json!({"stream": line.stream, "line": line.line})).collect::<Vec<_>>();
-    let memory = |o: &Outcome| o.memory_bytes.map_or(Value::Null, value);
-    let mut pairs: Vec<(&str, Value, Value)> = vec![
-        ("status", before.status.as_str().into(), after.status.as_str().into()),
-        ("output", output(before), output(after)),
-    ];
     let (emitted_before, emitted_after) = emitted();
-    pairs.push(("emitted", emitted_before, emitted_after));
-    if let (Expected::Exactly(journal), Some(replayed)) = (expected, &delivered.replayed) {
-        pairs.insert(1, ("error", json!(before.error), json!(after.error)));
-        // What the outcome has no room for.
-        let hash = |hash: u64| format!("hash {hash:016x}").into();
-        pairs.push(("output", hash(journal.header.output), hash(replayed.output)));
-        let (mut said, mut says) = (lines(before), lines(after));
-        if journal.header.cut {
-            // It was stopped after some of them: then, or a little later.
-            let count = said.len().min(says.len());
-            said.truncate(count);
-            says.truncate(count);
-        }
-        pairs.push(("logs", said.into(), says.into()));
-        // A guest that was stopped had got so far by then, or not.
-        if !journal.header.cut {
-            pairs.push(("memory", memory(before), memory(after)));
-        }
-    }
-    if let Some((what, before, after)) = pairs.into_iter().find(|(_, before, after)| before != after) {
+    let found = different("status", &before.status.as_str(), &after.status.as_str())
+        .or_else(|| exactly.then(|| different("error", &before.error, &after.error)).flatten())
+        .or_else(|| different("output", &before.output, &after.output))
+        .or_else(|| different("emitted", &emitted_before, &emitted_after))
+        .or_else(|| match (expected, &delivered.replayed) {
+            (Expected::Exactly(journal), Some(replayed)) => unlike(before, after, &journal.header, replayed),
+            _ => None,
+        });
+    if let Some((what, before, after)) = found {
         let mut sides = json!({"before": before, "after": after});
         if what == "output" {
             // What the function said comes before how much it was.
@@ -144,6 +127,36 @@ pub(super) fn compare(
         result.verdict = Verdict::Failed;
     }
     result
+}
+
+/// What differs, and both sides.
+type Difference = (&'static str, Value, Value);
+
+/// As JSON only where they differ: of many replays most do not.
+fn different<T: PartialEq + Serialize>(what: &'static str, before: &T, after: &T) -> Option<Difference> {
+    (before != after).then(|| (what, json!(before), json!(after)))
+}
+
+/// What else is to be the same of the same code on the same event.
+fn unlike(before: &Outcome, after: &Outcome, recorded: &Header, replayed: &Replayed) -> Option<Difference> {
+    // What the outcome has no room for.
+    if recorded.output != replayed.output {
+        let hash = |hash: u64| format!("hash {hash:016x}").into();
+        return Some(("output", hash(recorded.output), hash(replayed.output)));
+    }
+    let lines = |o: &Outcome, count: usize| {
+        let line = |line: &LogLine| json!({"stream": line.stream, "line": line.line});
+        Value::from(o.logs.iter().take(count).map(line).collect::<Vec<_>>())
+    };
+    let (said, says) = (before.logs.len(), after.logs.len());
+    // One that was stopped was stopped after some of them: then, or a little later.
+    let (said, says) = if recorded.cut { (said.min(says), said.min(says)) } else { (said, says) };
+    let same = |(a, b): (&LogLine, &LogLine)| (a.stream, &a.line) == (b.stream, &b.line);
+    if said != says || !before.logs.iter().take(said).zip(&after.logs).all(same) {
+        return Some(("logs", lines(before, said), lines(after, says)));
+    }
+    // A guest that was stopped had got so far by then, or not.
+    if recorded.cut { None } else { different("memory", &before.memory_bytes, &after.memory_bytes) }
 }
 
 /// Bytes of JSON of one side that are shown.
@@ -200,18 +213,17 @@ fn events(records: &[NewRecord]) -> Value {
     records.iter().map(event).collect::<Vec<_>>().into()
 }
 
-fn cost(outcome: &Outcome) -> Value {
+fn cost(outcome: &Outcome) -> Cost {
     let kernel = &outcome.kernel;
-    json!({
-        "duration_ns": outcome.duration_ns,
-        "memory_bytes": outcome.memory_bytes,
-        "on_cpu_ns": kernel.on_cpu_ns,
-        "run_queue_ns": kernel.run_queue_ns,
-        "off_cpu_ns": kernel.off_cpu_ns,
-        "syscalls": kernel.syscalls.as_ref().map(|calls| {
-            calls.iter().map(|(name, of)| (name.to_string(), Value::from(of.count))).collect::<serde_json::Map<_, _>>()
-        }),
-    })
+    let counts = |calls: &Syscalls| calls.iter().map(|(name, of)| (name.clone(), of.count)).collect();
+    Cost {
+        duration_ns: outcome.duration_ns,
+        memory_bytes: outcome.memory_bytes,
+        on_cpu_ns: kernel.on_cpu_ns,
+        run_queue_ns: kernel.run_queue_ns,
+        off_cpu_ns: kernel.off_cpu_ns,
+        syscalls: kernel.syscalls.as_ref().map(counts),
+    }
 }
 
 /// What the kernel saw of side effects in a replay that was to have none: the words of it, and whether there were any.

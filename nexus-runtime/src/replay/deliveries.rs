@@ -9,26 +9,38 @@ use nexus_core::ids::{FunctionRef, ReplayId};
 use nexus_core::journal::{self, Journal};
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome, TriggerKind};
 use nexus_core::record::{NewRecord, Record};
-use nexus_engine::{Journaling, Step};
+use nexus_engine::{Answer, Journaling, Step};
 
 use super::compare::{Expected, compare, side_effects};
 use super::request::{Mode, ReplayError, ReplayRequest, ReplayResult, StepView, Verdict};
 use crate::catalog::Entry;
 use crate::gateway::http_event;
-use crate::line::{Delivery, How, Line, Replay};
+use crate::line::{Delivered, Delivery, How, Line, Replay};
 
 /// One delivery to be made again.
 pub(super) struct Item {
     record: Arc<Record>,
     entry: Arc<Entry>,
     before: Option<Outcome>,
+    /// It was delivered by this replay, before it broke off and went on; then it is not delivered again.
+    after: Option<Outcome>,
 }
 
-/// The functions that the event went to, or would go to now if it went to none; those that are gone are left out.
-pub(super) async fn of(line: &Line, record: &Arc<Record>, request: &ReplayRequest) -> Result<Vec<Item>, ReplayError> {
+/// The functions that the event went to, or would go to now if it went to none; those that are gone are left out. `id` is that of
+/// a replay that may have done some of it.
+pub(super) async fn of(
+    line: &Line,
+    record: &Arc<Record>,
+    request: &ReplayRequest,
+    id: Option<ReplayId>,
+) -> Result<Vec<Item>, ReplayError> {
     let view = line.catalog.view();
-    let mut before: BTreeMap<_, Outcome> = BTreeMap::new();
+    let (mut before, mut after): (BTreeMap<_, Outcome>, BTreeMap<_, Outcome>) = Default::default();
     for outcome in line.storage.log.outcomes(record.seq).await? {
+        if request.mode == Mode::Live && id.is_some() && outcome.replay_id == id {
+            after.insert(outcome.function.clone(), outcome);
+            continue;
+        }
         let ran = outcome.disposition != Disposition::Replayed && outcome.status != InvocationStatus::Denied;
         if ran && request.invocation_id.is_none_or(|wanted| wanted == outcome.invocation_id) {
             before.insert(outcome.function.clone(), outcome);
@@ -63,7 +75,8 @@ pub(super) async fn of(line: &Line, record: &Arc<Record>, request: &ReplayReques
         .into_iter()
         .filter_map(|name| {
             let entry = view.get(&name)?.clone();
-            Some(Item { record: record.clone(), entry, before: before.remove(&name) })
+            let (before, after) = (before.remove(&name), after.remove(&name));
+            Some(Item { record: record.clone(), entry, before, after })
         })
         .collect())
 }
@@ -144,7 +157,7 @@ impl Item {
     }
 
     /// Runs it, and says what differs.
-    pub(super) async fn replay(self, line: &Line, id: ReplayId, request: &ReplayRequest) -> ReplayResult {
+    pub(super) async fn replay(mut self, line: &Line, id: ReplayId, request: &ReplayRequest) -> ReplayResult {
         let event = &self.record.entry.event;
         let mut result = ReplayResult::failed(
             event.id.clone(),
@@ -157,6 +170,10 @@ impl Item {
             result.divergence = Some(why);
             result
         };
+        if let Some(outcome) = self.after.take() {
+            let delivered = Delivered { outcome, answer: Answer::default(), replayed: None, not_emitted: Vec::new() };
+            return compare(self.before.as_ref(), None, &delivered, &Expected::InEffect, result);
+        }
         let version = match self.version(request) {
             Ok(version) => version,
             Err(why) => return failed(result, why),

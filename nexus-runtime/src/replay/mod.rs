@@ -42,7 +42,7 @@ const FILTER_EVENTS_MAX: usize = 1_000_000;
 /// at its end.
 const CONCURRENCY: usize = 100;
 /// Events of a filter that are done before it is looked whether it is time to keep how far it has come, and how often that is.
-const PART: usize = 1024;
+const PART: usize = 4096;
 const SAVE_PERIOD: Duration = Duration::from_secs(1);
 
 struct Running {
@@ -298,7 +298,7 @@ impl Replays {
         let mut items = Vec::new();
         for record in self.records(request).await? {
             let record = Arc::new(deliveries::with_data(record, request)?);
-            items.extend(deliveries::of(&self.line, &record, request).await?);
+            items.extend(deliveries::of(&self.line, &record, request, None).await?);
         }
         if items.is_empty() {
             let what = request.function.as_ref().map_or("any function".to_owned(), |f| format!("function {f}"));
@@ -522,7 +522,7 @@ impl Replays {
     /// The deliveries of an event that a filter found; where they cannot be read, that is a result.
     async fn found(&self, id: ReplayId, seq: Seq, request: &ReplayRequest) -> Vec<Item> {
         let found = match self.line.storage.log.get(seq).await {
-            Ok(Some(record)) => deliveries::of(&self.line, &record, request).await.map_err(|error| error.to_string()),
+            Ok(Some(record)) => deliveries::of(&self.line, &record, request, Some(id)).await.map_err(|error| error.to_string()),
             // Retention took it meanwhile.
             Ok(None) => Ok(Vec::new()),
             Err(error) => Err(error.to_string()),

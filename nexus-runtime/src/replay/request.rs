@@ -1,5 +1,8 @@
 //! What is asked of a replay, and what it answers.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
 use nexus_core::ids::{FunctionRef, InvocationId, ReplayId};
 use nexus_core::journal::Divergence;
 use nexus_engine::Unmatched;
@@ -229,7 +232,7 @@ pub struct ReplayResult {
     pub notes: Vec<String>,
     /// What both runs cost, where there were two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cost: Option<serde_json::Value>,
+    pub cost: Option<Box<Costs>>,
     /// The invocation that was replayed.
     pub replay_of: Option<InvocationId>,
     /// The new invocation.
@@ -281,4 +284,30 @@ pub struct ReplayView {
 
 fn is_zero(n: &u64) -> bool {
     *n == 0
+}
+
+/// What two runs cost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Costs {
+    /// The recorded one.
+    pub before: Cost,
+    /// The replay.
+    pub after: Cost,
+}
+
+/// What a run cost. `None`: it is not known.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cost {
+    /// From its start to its end.
+    pub duration_ns: u64,
+    /// Of its linear memories.
+    pub memory_bytes: Option<u64>,
+    /// On a CPU.
+    pub on_cpu_ns: Option<u64>,
+    /// Ready, without a CPU.
+    pub run_queue_ns: Option<u64>,
+    /// Blocked.
+    pub off_cpu_ns: Option<u64>,
+    /// System calls by name.
+    pub syscalls: Option<BTreeMap<Cow<'static, str>, u64>>,
 }

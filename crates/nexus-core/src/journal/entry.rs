@@ -48,6 +48,58 @@ pub enum Entry {
     PollOneoff(u32, Bytes, i32),
     /// A call of the host that ended the guest, and how.
     Trapped(String),
+    /// What was asked about a file or a folder, and the answer or the name of the error.
+    File(String, Result<FileAnswer, String>),
+    /// Bytes of the stream of a file of this number.
+    FileRead(u32, Read),
+    /// So many bytes of that stream were left out by the guest, or why not.
+    FileSkipped(u32, Result<u64, Read>),
+    /// The error of a stream as one of files, if it is one.
+    FileError(Option<String>),
+}
+
+/// What was answered about a file or a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileAnswer {
+    /// It was done.
+    Done,
+    /// A file or a folder, open, or the list of a folder's names.
+    Opened,
+    /// A stream of a file: the how many-th of this guest's.
+    Stream(u32),
+    /// Some of its bytes, and whether its end was reached.
+    Bytes(Bytes, bool),
+    /// So many bytes.
+    Count(u64),
+    /// Flags, as bits in the order of WASI.
+    Flags(u8),
+    /// What kind of thing it is, by its place in WASI.
+    Kind(u8),
+    /// What there is to know about it.
+    Stat(Box<FileStat>),
+    /// A path.
+    Path(String),
+    /// Whether two are the same.
+    Same(bool),
+    /// A hash, in two halves.
+    Hash(u64, u64),
+    /// The next name of a folder, with its kind; none: the end.
+    Name(Option<(u8, String)>),
+    /// The folders that the guest sees, by their names.
+    Folders(Vec<String>),
+}
+
+/// What there is to know about a file or a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// What kind of thing it is, by its place in WASI.
+    pub kind: u8,
+    /// Names that it has.
+    pub links: u64,
+    /// Bytes.
+    pub size: u64,
+    /// When it was last read, written, and changed: seconds since 1970, and nanoseconds.
+    pub times: [Option<(u64, u32)>; 3],
 }
 
 /// Whose body is written to.
@@ -57,6 +109,8 @@ pub enum Whose {
     Request,
     /// Of the function's own response.
     Response,
+    /// Not a body: the stream of a file of this number.
+    File(u32),
 }
 
 /// An outgoing request.

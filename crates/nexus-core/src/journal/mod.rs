@@ -9,7 +9,7 @@ mod entry;
 mod view;
 
 pub use codec::{Damaged, ENTRIES_MAX, Writer, read};
-pub use entry::{Entry, Got, Head, HttpFailure, REDACTED, Read, Sent, Whose, Wrote};
+pub use entry::{Entry, FileAnswer, FileStat, Got, Head, HttpFailure, REDACTED, Read, Sent, Whose, Wrote};
 pub use view::{CallView, calls};
 
 use std::fmt;
@@ -49,7 +49,7 @@ impl<'de> Deserialize<'de> for Kept {
 pub enum Partial {
     /// It had become as large as it may.
     TooLarge,
-    /// The function sees folders of the host; what it read there is not recorded.
+    /// A module of preview 1 that sees folders of the host; what it read there is not recorded.
     Files,
     /// Storage would not take an outcome as large as this one with its journal.
     NotTaken,
@@ -61,7 +61,9 @@ impl fmt::Display for Partial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TooLarge => "it had become as large as it may (`journal.bytes_max`)",
-            Self::Files => "the function sees folders of the host, and what it read there is not recorded",
+            Self::Files => {
+                "the function sees folders of the host, and what it read there is not recorded (of components it is)"
+            }
             Self::NotTaken => "storage would not take it: it is too large together with its outcome",
             Self::LeftBehind => "the guest was left behind in a call that blocks",
         })

@@ -1,10 +1,11 @@
 //! A journal as people read it.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{Entry, Got, Journal, Read, Whose, Wrote};
+use super::{Entry, FileAnswer, Got, Journal, Read, Whose, Wrote};
 
 /// Bytes of a body that are shown.
 const SHOWN_BYTES_MAX: usize = 512;
@@ -75,6 +76,10 @@ impl Entry {
             Self::ErrorCode(_) => "wasi:http/types.http-error-code",
             Self::PollOneoff(..) => "wasi_snapshot_preview1.poll_oneoff",
             Self::Trapped(_) => "a call that ended the guest",
+            Self::File(..) => "wasi:filesystem/types",
+            Self::FileRead(..) => "wasi:io/streams.input-stream.read",
+            Self::FileSkipped(..) => "wasi:io/streams.input-stream.skip",
+            Self::FileError(_) => "wasi:filesystem/types.filesystem-error-code",
         }
     }
 
@@ -106,7 +111,13 @@ fn parts(entry: &Entry) -> (String, String) {
         Entry::Skipped(of, Ok(bytes)) => (format!("of the answer to request {of}"), format!("{bytes} bytes")),
         Entry::Skipped(of, Err(end)) => (format!("of the answer to request {of}"), self::read(end)),
         Entry::Trailers(got) => (String::new(), self::got(got)),
-        Entry::MayWrite(whose, wrote) => (body_of(*whose).to_owned(), self::wrote(wrote)),
+        Entry::File(asked, Ok(answer)) => (asked.clone(), file_answer(answer)),
+        Entry::File(asked, Err(error)) => (asked.clone(), error.clone()),
+        Entry::FileRead(of, read) => (format!("of file stream {of}"), self::read(read)),
+        Entry::FileSkipped(of, Ok(bytes)) => (format!("of file stream {of}"), format!("{bytes} bytes")),
+        Entry::FileSkipped(of, Err(end)) => (format!("of file stream {of}"), self::read(end)),
+        Entry::FileError(error) => (String::new(), error.clone().unwrap_or_else(|| "none".into())),
+        Entry::MayWrite(whose, wrote) => (body_of(*whose).into_owned(), self::wrote(wrote)),
         Entry::Write(whose, bytes, hash, beginning, wrote) => {
             let mut asked = format!("{bytes} bytes ({hash:016x}) to {}", body_of(*whose));
             if !beginning.is_empty() {
@@ -114,18 +125,47 @@ fn parts(entry: &Entry) -> (String, String) {
             }
             (asked, self::wrote(wrote))
         }
-        Entry::Flush(whose, wrote) => (body_of(*whose).to_owned(), self::wrote(wrote)),
+        Entry::Flush(whose, wrote) => (body_of(*whose).into_owned(), self::wrote(wrote)),
         Entry::ErrorText(text) | Entry::Trapped(text) => (String::new(), text.clone()),
         Entry::ErrorCode(Some(code)) => (String::new(), code.to_string()),
         Entry::PollOneoff(of, _, errno) => (format!("of {of}"), format!("errno {errno}")),
     }
 }
 
-fn body_of(whose: Whose) -> &'static str {
+fn body_of(whose: Whose) -> Cow<'static, str> {
     match whose {
-        Whose::Request => "the body of a request",
-        Whose::Response => "the body of the response",
+        Whose::Request => "the body of a request".into(),
+        Whose::Response => "the body of the response".into(),
+        Whose::File(of) => format!("file stream {of}").into(),
     }
+}
+
+fn file_answer(answer: &FileAnswer) -> String {
+    match answer {
+        FileAnswer::Done | FileAnswer::Opened => "done".into(),
+        FileAnswer::Stream(of) => format!("file stream {of}"),
+        FileAnswer::Bytes(bytes, ended) => {
+            let end = if *ended { ", the end" } else { "" };
+            format!("{} bytes: {}{end}", bytes.len(), shown(bytes))
+        }
+        FileAnswer::Count(bytes) => format!("{bytes} bytes"),
+        FileAnswer::Flags(bits) => format!("{bits:#b}"),
+        FileAnswer::Kind(kind) => kind_of(*kind).into(),
+        FileAnswer::Stat(stat) => format!("{}, {} bytes", kind_of(stat.kind), stat.size),
+        FileAnswer::Path(path) => path.clone(),
+        FileAnswer::Same(same) => same.to_string(),
+        FileAnswer::Hash(lower, upper) => format!("{upper:016x}{lower:016x}"),
+        FileAnswer::Name(Some((kind, name))) => format!("{name} ({})", kind_of(*kind)),
+        FileAnswer::Name(None) => "the end".into(),
+        FileAnswer::Folders(names) => names.join(", "),
+    }
+}
+
+/// By the order of `descriptor-type` in `wasi:filesystem`.
+fn kind_of(kind: u8) -> &'static str {
+    const KINDS: [&str; 8] =
+        ["unknown", "block device", "character device", "folder", "FIFO", "symbolic link", "file", "socket"];
+    KINDS.get(usize::from(kind)).copied().unwrap_or("unknown")
 }
 
 fn got(got: &Got) -> String {

@@ -1,13 +1,13 @@
 //! The answers of a journal for whoever asks the same, in whatever order: another version of the function, or another payload.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
-use nexus_core::journal::{Entry, Got, Head, HttpFailure, Journal, Read, Sent};
+use nexus_core::journal::{Entry, FileAnswer, Got, Head, HttpFailure, Journal, Read, Sent};
 use serde::{Deserialize, Serialize};
 use wasmtime_wasi_http::{Error, WasiBody};
 
@@ -35,15 +35,19 @@ pub(crate) enum Came {
 }
 
 /// How the recorded guest's reading of an answer ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Ended {
     /// At the body's end.
     Whole,
     /// It broke off, with these words.
     Broke(String),
     /// It did not read on, or left something out: what comes then is not known.
+    #[default]
     Unread,
 }
+
+/// What the recorded guest read, piece by piece, and how that ended.
+type Content = (Vec<Bytes>, Ended);
 
 /// What becomes of a request.
 pub(crate) enum Answer {
@@ -93,6 +97,8 @@ pub(crate) struct Answers {
     monotonic: VecDeque<u64>,
     pub(super) seed: Option<[u8; 32]>,
     exchanges: Vec<(Sent, Came, bool)>,
+    files: HashMap<String, VecDeque<Result<FileAnswer, String>>>,
+    streams: HashMap<u32, Content>,
     unmatched: Vec<Unmatched>,
     allow_live: bool,
     calls: usize,
@@ -107,6 +113,8 @@ impl Answers {
             monotonic: VecDeque::new(),
             seed: journal.header.seed,
             exchanges: Vec::new(),
+            files: HashMap::new(),
+            streams: HashMap::new(),
             unmatched: Vec::new(),
             allow_live,
             calls: 0,
@@ -138,13 +146,20 @@ impl Answers {
             }
             Entry::Body(of, read) => {
                 if let Some(Came::Answer(_, chunks, ended)) = self.came(*of) {
-                    match read {
-                        Read::Bytes(bytes) if bytes.is_empty() => {}
-                        Read::Bytes(bytes) => chunks.push(bytes.clone()),
-                        Read::Failed(why) => *ended = Ended::Broke(why.clone()),
-                        Read::Closed => *ended = Ended::Whole,
-                    }
+                    learn_read(chunks, ended, read);
                 }
+            }
+            Entry::File(asked, answer) => {
+                self.files.entry(asked.clone()).or_default().push_back(answer.clone());
+            }
+            Entry::FileRead(of, read) => {
+                let (chunks, ended) = self.streams.entry(*of).or_default();
+                learn_read(chunks, ended, read);
+            }
+            // As with what is left out of an answer: what came before it is all that is known to be in its place.
+            Entry::FileSkipped(of, Ok(bytes)) if *bytes > 0 => {
+                let stream = self.streams.entry(*of).or_default();
+                *stream = Content::default();
             }
             // What was left out is nowhere: so it ends there.
             Entry::Skipped(of, Ok(bytes)) if *bytes > 0 => {
@@ -187,7 +202,37 @@ impl Answers {
         if self.allow_live { Answer::Live } else { Answer::Denied }
     }
 
+    /// The answer to what is asked about a file: the first that was not given yet; then the last one again, as a file seldom
+    /// changes, but for the names in a folder. What else is asked is not permitted.
+    pub(crate) fn file(&mut self, asked: &str) -> Result<FileAnswer, String> {
+        let answers = self.files.entry(asked.to_owned()).or_default();
+        let answer = match answers.front() {
+            Some(answer) if answers.len() == 1 && !matches!(answer, Ok(FileAnswer::Name(_))) => Some(answer.clone()),
+            _ => answers.pop_front(),
+        };
+        let Some(answer) = answer else {
+            self.unmatched.push(Unmatched { request: asked.to_owned(), live: false });
+            return Err("not-permitted".into());
+        };
+        self.calls += 1;
+        answer
+    }
+
+    /// What was read of the file stream of this number.
+    pub(crate) fn read(&self, stream: u32) -> Content {
+        self.streams.get(&stream).cloned().unwrap_or_default()
+    }
+
     pub(super) fn ended(&mut self) -> Replayed {
         Replayed { calls: self.calls, unmatched: std::mem::take(&mut self.unmatched), ..Replayed::default() }
+    }
+}
+
+fn learn_read(chunks: &mut Vec<Bytes>, ended: &mut Ended, read: &Read) {
+    match read {
+        Read::Bytes(bytes) if bytes.is_empty() => {}
+        Read::Bytes(bytes) => chunks.push(bytes.clone()),
+        Read::Failed(why) => *ended = Ended::Broke(why.clone()),
+        Read::Closed => *ended = Ended::Whole,
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Body as _;
-use nexus_core::journal::{Entry, Got, Head, HttpFailure, Sent, Whose};
+use nexus_core::journal::{Entry, Got, Head, HttpFailure, Read, Sent, Whose};
 use wasmtime::component::{Linker, Resource};
 use wasmtime::{StoreContextMut, format_err};
 use wasmtime_wasi::p2::bindings::cli::{stderr, stdin, stdout};
@@ -30,6 +30,33 @@ use crate::host::Host;
 /// What stands for a value that was kept out of the journal.
 const REDACTED: &[u8] = nexus_core::journal::REDACTED.as_bytes();
 
+/// What a stream reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The answer to the request of this number.
+    Answer(u32),
+    /// The file stream of this number.
+    File(u32),
+}
+
+impl Source {
+    /// A read as the journal has it.
+    pub(super) fn read(self, read: Read) -> Entry {
+        match self {
+            Self::Answer(of) => Entry::Body(of, read),
+            Self::File(of) => Entry::FileRead(of, read),
+        }
+    }
+
+    /// Something left out.
+    pub(super) fn skipped(self, skipped: Result<u64, Read>) -> Entry {
+        match self {
+            Self::Answer(of) => Entry::Skipped(of, skipped),
+            Self::File(of) => Entry::FileSkipped(of, skipped),
+        }
+    }
+}
+
 /// Which of the host's things belong to which request. They are told apart by their numbers in the table of resources, which are
 /// given out again: so whoever makes a thing of a kind says anew what it is.
 #[derive(Default)]
@@ -38,7 +65,7 @@ pub(crate) struct Places {
     futures: HashMap<u32, u32>,
     responses: HashMap<u32, u32>,
     bodies: HashMap<u32, u32>,
-    answers: HashMap<u32, u32>,
+    inputs: HashMap<u32, Source>,
     outgoing: HashMap<u32, Whose>,
     outputs: HashMap<u32, Whose>,
     /// In a replay: bodies of requests that go nowhere. Whoever writes to them must not find them closed.
@@ -52,9 +79,19 @@ impl Places {
         Self { write_budget: wasmtime_wasi_http::p2::DEFAULT_OUTGOING_BODY_CHUNK_SIZE, ..Self::default() }
     }
 
-    /// To which request the answer is that a stream reads, if it reads one.
-    pub(super) fn answer_at(&self, stream: u32) -> Option<u32> {
-        self.answers.get(&stream).copied()
+    /// What a stream reads, if it is known.
+    pub(super) fn source_at(&self, stream: u32) -> Option<Source> {
+        self.inputs.get(&stream).copied()
+    }
+
+    /// This stream reads that.
+    pub(super) fn reads(&mut self, stream: u32, source: Source) {
+        self.inputs.insert(stream, source);
+    }
+
+    /// This stream writes that.
+    pub(super) fn writes(&mut self, stream: u32, whose: Whose) {
+        self.outputs.insert(stream, whose);
     }
 
     /// Lets go of what was written to bodies that go nowhere.
@@ -320,7 +357,7 @@ fn body_stream(
     let of = host.places.bodies.get(&body.rep()).copied();
     let stream = host.http().stream(body)?;
     if let Ok(stream) = &stream {
-        note(&mut host.places.answers, stream.rep(), of);
+        note(&mut host.places.inputs, stream.rep(), of.map(Source::Answer));
     }
     Ok((stream,))
 }
@@ -367,7 +404,7 @@ fn http_error_code(host: &mut Host, (error,): (Resource<IoError>,)) -> wasmtime:
 
 fn get_stdin(host: &mut Host, (): ()) -> wasmtime::Result<(Resource<DynInputStream>,)> {
     let stream = stdin::Host::get_stdin(&mut wasmtime_wasi::cli::WasiCliView::cli(host))?;
-    note(&mut host.places.answers, stream.rep(), None);
+    note(&mut host.places.inputs, stream.rep(), None);
     Ok((stream,))
 }
 

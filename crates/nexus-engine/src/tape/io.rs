@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use nexus_core::journal::{Entry, Read, Whose, Wrote};
-use tracing::Instrument as _;
 use wasmtime::component::{Linker, Resource};
 use wasmtime::{StoreContextMut, format_err};
 use wasmtime_wasi::p2::bindings::io::poll::{self, HostPollable as _};
@@ -11,6 +10,7 @@ use wasmtime_wasi::p2::bindings::io::{error, streams::Host as _};
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable, StreamError, StreamResult};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::http::Source;
 use crate::host::Host;
 
 /// Of what is written to the body of a request, so much is kept for people to read.
@@ -42,15 +42,17 @@ pub(super) use define;
 macro_rules! define_async {
     ($instance:expr, $module:literal, $function:literal, $body:expr) => {
         $instance.func_wrap_async($function, move |mut store: StoreContextMut<'_, Host>, params| {
-            let span = import!($module, $function);
+            let span = $crate::tape::io::import!($module, $function);
             let working = async move {
                 let answer = $body(store.data_mut(), params).await;
                 answer.inspect_err(|error| store.data().tape.trapped(error))
             };
-            Box::new(working.instrument(span))
+            Box::new(tracing::Instrument::instrument(working, span))
         })?
     };
 }
+
+pub(super) use define_async;
 
 /// Puts these functions in the place of wasmtime's own. Shadowing must be allowed.
 pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
@@ -162,22 +164,26 @@ fn answered<T>(host: &mut Host, result: StreamResult<T>) -> Answered<T> {
 }
 
 /// What the tape has of a read; `None`: it is not played back.
-fn played_read(host: &Host, of: u32, len: u64) -> wasmtime::Result<Option<Read>> {
+fn played_read(host: &Host, of: Source, len: u64) -> wasmtime::Result<Option<Read>> {
     let fits = |read: &Read| !matches!(read, Read::Bytes(bytes) if bytes.len() as u64 > len);
-    let same = |entry: &Entry| match entry {
-        Entry::Body(recorded, read) if *recorded == of && fits(read) => Some(read.clone()),
+    let same = |entry: &Entry| match (entry, of) {
+        (Entry::Body(recorded, read), Source::Answer(of)) | (Entry::FileRead(recorded, read), Source::File(of))
+            if *recorded == of && fits(read) =>
+        {
+            Some(read.clone())
+        }
         _ => None,
     };
-    host.tape.played(|| Entry::Body(of, Read::Closed), same)
+    host.tape.played(|| of.read(Read::Closed), same)
 }
 
 fn read_bytes(host: &mut Host, stream: Resource<DynInputStream>, len: u64) -> wasmtime::Result<StreamResult<Vec<u8>>> {
-    let Some(of) = host.places.answer_at(stream.rep()) else { return Ok(host.table.read(stream, len)) };
+    let Some(of) = host.places.source_at(stream.rep()) else { return Ok(host.table.read(stream, len)) };
     if let Some(read) = played_read(host, of, len)? {
         return Ok(again(read));
     }
     let result = host.table.read(stream, len);
-    take_down(host, &result, || Entry::Body(of, taken_down(&result)));
+    take_down(host, &result, || of.read(taken_down(&result)));
     Ok(result)
 }
 
@@ -186,14 +192,14 @@ async fn read_bytes_blocking(
     stream: Resource<DynInputStream>,
     len: u64,
 ) -> wasmtime::Result<StreamResult<Vec<u8>>> {
-    let Some(of) = host.places.answer_at(stream.rep()) else {
+    let Some(of) = host.places.source_at(stream.rep()) else {
         return Ok(host.table.blocking_read(stream, len).await);
     };
     if let Some(read) = played_read(host, of, len)? {
         return Ok(again(read));
     }
     let result = host.table.blocking_read(stream, len).await;
-    take_down(host, &result, || Entry::Body(of, taken_down(&result)));
+    take_down(host, &result, || of.read(taken_down(&result)));
     Ok(result)
 }
 
@@ -208,17 +214,22 @@ async fn blocking_read(host: &mut Host, (stream, len): (Resource<DynInputStream>
 }
 
 /// What the tape has of a skip; `None`: it is not played back.
-fn played_skip(host: &Host, of: u32) -> wasmtime::Result<Option<StreamResult<u64>>> {
-    let same = |entry: &Entry| match entry {
-        Entry::Skipped(recorded, skipped) if *recorded == of => Some(skipped.clone()),
+fn played_skip(host: &Host, of: Source) -> wasmtime::Result<Option<StreamResult<u64>>> {
+    let same = |entry: &Entry| match (entry, of) {
+        (Entry::Skipped(recorded, skipped), Source::Answer(of))
+        | (Entry::FileSkipped(recorded, skipped), Source::File(of))
+            if *recorded == of =>
+        {
+            Some(skipped.clone())
+        }
         _ => None,
     };
-    let skipped = host.tape.played(|| Entry::Skipped(of, Ok(0)), same)?;
+    let skipped = host.tape.played(|| of.skipped(Ok(0)), same)?;
     Ok(skipped.map(|skipped| skipped.map_err(|end| again(end).err().unwrap_or(StreamError::Closed))))
 }
 
 fn skip(host: &mut Host, (stream, len): (Resource<DynInputStream>, u64)) -> Answered<u64> {
-    let Some(of) = host.places.answer_at(stream.rep()) else {
+    let Some(of) = host.places.source_at(stream.rep()) else {
         let result = host.table.skip(stream, len);
         return answered(host, result);
     };
@@ -226,12 +237,12 @@ fn skip(host: &mut Host, (stream, len): (Resource<DynInputStream>, u64)) -> Answ
         return answered(host, skipped);
     }
     let result = host.table.skip(stream, len);
-    take_down(host, &result, || Entry::Skipped(of, result.as_ref().map(|n| *n).map_err(end)));
+    take_down(host, &result, || of.skipped(result.as_ref().map(|n| *n).map_err(end)));
     answered(host, result)
 }
 
 async fn blocking_skip(host: &mut Host, (stream, len): (Resource<DynInputStream>, u64)) -> Answered<u64> {
-    let Some(of) = host.places.answer_at(stream.rep()) else {
+    let Some(of) = host.places.source_at(stream.rep()) else {
         let result = host.table.blocking_skip(stream, len).await;
         return answered(host, result);
     };
@@ -239,7 +250,7 @@ async fn blocking_skip(host: &mut Host, (stream, len): (Resource<DynInputStream>
         return answered(host, skipped);
     }
     let result = host.table.blocking_skip(stream, len).await;
-    take_down(host, &result, || Entry::Skipped(of, result.as_ref().map(|n| *n).map_err(end)));
+    take_down(host, &result, || of.skipped(result.as_ref().map(|n| *n).map_err(end)));
     answered(host, result)
 }
 
@@ -284,7 +295,7 @@ fn check_write(host: &mut Host, (stream,): (Resource<DynOutputStream>,)) -> Answ
 /// A write as the journal has it, but for what came of it.
 fn writing(whose: Whose, bytes: &[u8]) -> impl FnOnce(Wrote) -> Entry + use<> {
     let beginning = match whose {
-        Whose::Request => Bytes::copy_from_slice(&bytes[..bytes.len().min(BEGINNING_BYTES_MAX)]),
+        Whose::Request | Whose::File(_) => Bytes::copy_from_slice(&bytes[..bytes.len().min(BEGINNING_BYTES_MAX)]),
         // It is in the outcome.
         Whose::Response => Bytes::new(),
     };

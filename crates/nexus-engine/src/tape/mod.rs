@@ -1,17 +1,20 @@
 //! The tape of an invocation: its journal while it is written, or while it is played back to the guest.
 //!
 //! What a guest learns is taken down where it is handed over (Golem's lesson: not where the host learns it). Only what does
-//! not follow from the event and from what came before is: clocks, random numbers, what was ready, and all of the answers to
-//! outgoing requests. Those functions of WASI are defined anew in [`io`], [`http`] and [`preview1`]; each asks the tape first, and
-//! does what wasmtime's does only where nothing is played back.
+//! not follow from the event and from what came before is: clocks, random numbers, what was ready, all of the answers to
+//! outgoing requests, and files. Those functions of WASI are defined anew in [`io`], [`http`], [`files`] and [`preview1`]; each asks
+//! the tape first, and does what wasmtime's does only where nothing is played back.
 
 mod answers;
 mod clocks;
 mod failure;
+pub(crate) mod files;
 pub(crate) mod http;
 pub(crate) mod io;
 pub(crate) mod preview1;
 pub(crate) mod random;
+mod stand_in;
+mod told;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -245,6 +248,12 @@ impl Tape {
             Side::Play(_) | Side::Record(_) | Side::Answer(_) => None,
         })
         .flatten()
+    }
+
+    /// Whether a replay has made all the calls of one that was stopped from without.
+    pub(crate) fn is_played_to_its_cut(&self) -> bool {
+        let all = |player: &Player| player.journal.header.cut && player.next >= player.journal.entries.len();
+        self.with(|inner| matches!(&inner.side, Side::Play(player) if all(player))).unwrap_or(false)
     }
 
     /// Headers whose values are kept out of what is recorded.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nexus_core::event::Event;
-use nexus_core::function::FunctionConfig;
+use nexus_core::function::{FunctionConfig, Mount};
 use nexus_core::ids::{Digest, InvocationId};
 use nexus_core::journal::{self, Journal};
 use nexus_core::mark::Unmarked;
@@ -42,6 +42,13 @@ pub fn guest_in(path: &Path) -> Arc<Loaded> {
 
 pub fn config() -> FunctionConfig {
     FunctionConfig { egress: vec!["127.0.0.1:*".into()], ..FunctionConfig::default() }
+}
+
+/// The same, with a folder that may be written to.
+pub fn mounting(folder: &Path) -> FunctionConfig {
+    let mut config = config();
+    config.mounts.push(Mount { host: folder.to_owned(), guest: "/m".into(), writable: true });
+    config
 }
 
 pub fn recording() -> Journaling {
@@ -194,12 +201,9 @@ async fn a_journal_has_a_bound_and_the_invocation_does_not_care() {
 }
 
 #[tokio::test]
-async fn folders_of_the_host_make_a_journal_partial() {
+async fn folders_make_the_journal_of_a_preview_1_module_partial() {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut config = config();
-    let host = folder.path().to_owned();
-    config.mounts.push(nexus_core::function::Mount { host, guest: "/m".into(), writable: true });
-    let recorded = run(&guest("hello-http"), post(b""), config, recording()).await;
+    let recorded = run(&guest("cli-p1"), event("{}"), mounting(folder.path()), recording()).await;
     assert_eq!(recorded.journal.expect("a journal").1, Some(journal::Partial::Files));
 }
 

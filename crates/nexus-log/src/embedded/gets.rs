@@ -1,6 +1,6 @@
-//! Reads of single events, many at a time.
+//! Reads of single events and of what came of them, many at a time.
 //!
-//! A function that is behind has thousands of deliveries that each read their event. Each on the blocking pool by itself, the
+//! A function that is behind has thousands of deliveries that each read their event, a replay of many reads outcomes too. Each on the blocking pool by itself, the
 //! threads' waking and sleeping would cost more than the reading: so one job reads what is asked for, and a few more
 //! where it does not keep up, as on a slow disk.
 
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nexus_core::ids::Seq;
+use nexus_core::outcome::Outcome;
 use nexus_core::record::Record;
 use tokio::sync::oneshot;
 
@@ -25,7 +26,34 @@ const WAITING_PER_JOB: usize = 64;
 /// How long one job has the store: whoever closes it waits for that.
 const JOB_TIME: Duration = Duration::from_millis(100);
 
-type Asked = (Seq, oneshot::Sender<Result<Option<Arc<Record>>, StorageError>>);
+type Answer<T> = oneshot::Sender<Result<T, StorageError>>;
+
+/// What somebody waits for.
+enum Asked {
+    /// An event.
+    Event(Seq, Answer<Option<Arc<Record>>>),
+    /// What came of one.
+    Outcomes(Seq, Answer<Vec<Outcome>>),
+}
+
+impl Asked {
+    /// Whoever asked may go away meanwhile.
+    fn answer(self, shared: &Shared, store: &Store) {
+        match self {
+            Self::Event(_, answer) if answer.is_closed() => {}
+            Self::Outcomes(_, answer) if answer.is_closed() => {}
+            Self::Event(seq, answer) => drop(answer.send(read::get(shared, store, seq).map(|found| found.map(Arc::new)))),
+            Self::Outcomes(seq, answer) => drop(answer.send(read::outcomes(shared, store, seq))),
+        }
+    }
+
+    fn refuse(self, error: StorageError) {
+        match self {
+            Self::Event(_, answer) => drop(answer.send(Err(error))),
+            Self::Outcomes(_, answer) => drop(answer.send(Err(error))),
+        }
+    }
+}
 
 /// What is asked for, and not yet read.
 #[derive(Default)]
@@ -55,11 +83,8 @@ impl Gets {
     fn read(&self, shared: &Shared, store: &Store) -> Result<(), StorageError> {
         let until = Instant::now() + JOB_TIME;
         while Instant::now() < until {
-            let Some((seq, answer)) = self.waiting().asked.pop_front() else { break };
-            if !answer.is_closed() {
-                // Whoever asked may go away now.
-                let _ = answer.send(read::get(shared, store, seq).map(|found| found.map(Arc::new)));
-            }
+            let Some(asked) = self.waiting().asked.pop_front() else { break };
+            asked.answer(shared, store);
         }
         Ok(())
     }
@@ -67,8 +92,17 @@ impl Gets {
 
 /// One event from the store.
 pub(crate) async fn get(shared: &Arc<Shared>, seq: Seq) -> Result<Option<Arc<Record>>, StorageError> {
+    ask(shared, |answer| Asked::Event(seq, answer)).await
+}
+
+/// What came of an event, from the store.
+pub(crate) async fn outcomes(shared: &Arc<Shared>, seq: Seq) -> Result<Vec<Outcome>, StorageError> {
+    ask(shared, |answer| Asked::Outcomes(seq, answer)).await
+}
+
+async fn ask<T>(shared: &Arc<Shared>, asked: impl FnOnce(Answer<T>) -> Asked) -> Result<T, StorageError> {
     let (answer, answered) = oneshot::channel();
-    if shared.gets.ask((seq, answer)) {
+    if shared.gets.ask(asked(answer)) {
         // In a task of its own: whoever asked first may go away before the others are answered.
         tokio::spawn(serve(Job { shared: shared.clone(), counted: true }));
     }
@@ -116,9 +150,7 @@ async fn serve(mut job: Job) {
             && shared.store().is_err()
         {
             let unread = std::mem::take(&mut shared.gets.waiting().asked);
-            for (_, answer) in unread {
-                let _ = answer.send(Err(again(&error)));
-            }
+            unread.into_iter().for_each(|asked| asked.refuse(again(&error)));
         }
     }
 }

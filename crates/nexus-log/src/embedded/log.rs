@@ -150,7 +150,7 @@ impl Log for EmbeddedLog {
     }
 
     async fn outcomes(&self, seq: Seq) -> Result<Vec<Outcome>, StorageError> {
-        self.shared.read(move |shared, store| read::outcomes(shared, store, seq)).await
+        gets::outcomes(&self.shared, seq).await
     }
 
     async fn outcome(&self, invocation: InvocationId) -> Result<Option<Outcome>, StorageError> {

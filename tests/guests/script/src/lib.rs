@@ -16,6 +16,8 @@ use wasip2::io::poll;
 use wasip2::io::streams::{InputStream, StreamError};
 use wasip2::random::{insecure, insecure_seed, random};
 
+mod files;
+
 wasip2::http::proxy::export!(Script);
 
 struct Script;
@@ -78,6 +80,7 @@ fn step(step: &Value) -> Value {
                 .collect();
             poll::poll(&timers.iter().collect::<Vec<_>>()).into()
         }
+        "file" => files::step(step),
         "fan" => fan(step),
         "post" => post(step),
         "print" => {
