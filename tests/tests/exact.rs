@@ -206,6 +206,58 @@ async fn other_code_and_other_payloads_are_given_the_recorded_answers() {
     check(&server, trap, "failed", json!("status")).await;
 }
 
+/// A library of the host that reaches out when it sees these words: a flaw in the host, as a deterministic replay must not have.
+const REACHES_OUT: &str = r#"
+    #include <stddef.h>
+    #include <string.h>
+    #include <sys/socket.h>
+    #include <unistd.h>
+    static void *copied(void *to, const void *from, size_t n) {
+        void *start = to;
+        static const char words[] = "phone home";
+        size_t same = 0;
+        while (same < n && words[same] && ((const volatile char *)from)[same] == words[same]) same++;
+        if (!words[same]) close(socket(AF_UNIX, SOCK_STREAM, 0));
+        __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+        return start;
+    }
+    void *memcpy(void *to, const void *from, size_t n) { return copied(to, from, n); }
+    void *memmove(void *to, const void *from, size_t n) {
+        if ((char *)to <= (const char *)from || (char *)to >= (const char *)from + n) return copied(to, from, n);
+        for (volatile char *t = to; n-- > 0;) t[n] = ((const char *)from)[n];
+        return to;
+    }
+"#;
+
+/// What the kernel saw is the proof: a system call by which the host can reach the outside makes the verdict, though the function did
+/// the very same.
+#[tokio::test]
+async fn a_host_that_reaches_out_in_a_replay_is_caught() {
+    if !nexus_tests::privilege::can_watch_the_kernel() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, library) = (folder.path().join("reaches_out.c"), folder.path().join("reaches_out.so"));
+    std::fs::write(&source, REACHES_OUT).expect("room");
+    let cc =
+        std::process::Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).status();
+    assert!(cc.is_ok_and(|status| status.success()), "a C compiler");
+    let server = Server::builder().env("LD_PRELOAD", library.to_str().expect("text")).start();
+    server.deploy("f", "script", on("t")).await;
+    for (id, text) in [("quiet", "stay home"), ("loud", "phone home")] {
+        server.send(event(id, "t", json!([{"do": "print", "text": text}]))).await;
+        server.settled(id, "done").await;
+    }
+    let quiet = check(&server, json!({"event_id": "quiet"}), "identical", Value::Null).await;
+    assert_eq!(quiet["side_effects"], "none", "{quiet:#}");
+    let loud = check(&server, json!({"event_id": "loud"}), "leaked", Value::Null).await;
+    let effects = loud["side_effects"].as_str().expect("text");
+    assert!(effects.starts_with("socket x"), "{loud:#}");
+    let said = Cli::of(&server).run(["replay", "loud"]);
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.status.code() == Some(1) && text.contains("1 leaked") && text.contains("socket x"), "{text}");
+}
+
 #[tokio::test]
 async fn what_has_no_journal_says_why() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -253,7 +305,13 @@ async fn files_are_played_back_when_they_are_gone() {
     let read = folder.path().join("a");
     std::fs::write(&read, "what was in it").expect("a file");
     let call = |call: &str, path: &str| json!({"do": "file", "call": call, "path": path, "n": 5, "text": "new"});
-    let steps = [call("read-stream", "a"), call("list", "."), call("stat", "a"), call("write-stream", "b"), call("read", "gone")];
+    let steps = [
+        call("read-stream", "a"),
+        call("list", "."),
+        call("stat", "a"),
+        call("write-stream", "b"),
+        call("read", "gone"),
+    ];
     server.send(event("1", "t", json!(steps))).await;
     let event = server.settled("1", "done").await;
     assert!(event["invocations"][0]["output"].to_string().contains("what "), "{event:#}");

@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 use crate::process::{cargo, find, must, root};
 use crate::{languages, tidy};
 
-/// Programs that some tests compare with, make network namespaces with or build functions with, and Debian's packages that have them.
-const NEEDED: [(&str, &str); 7] = [
+/// Programs that some tests compare with, make network namespaces with, build functions with or debug with, and Debian's packages that have them.
+const NEEDED: [(&str, &str); 8] = [
     ("strace", "strace"),
     ("sqlite3", "sqlite3"),
     ("git", "git"),
@@ -17,6 +17,7 @@ const NEEDED: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("mkfs.ext4", "e2fsprogs"),
     ("npm", "npm"),
+    ("gdb", "gdb"),
 ];
 
 /// The package of PyPI that has a nats-server in it.

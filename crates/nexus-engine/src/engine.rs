@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use nexus_core::threads;
 use tokio::sync::Semaphore;
-use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails};
 
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::EngineError;
+use crate::closer::{Closer, Seen};
 
 /// How memory is guarded. Which is cheaper depends on the function (docs/benchmarks.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +58,8 @@ pub struct EngineConfig {
     pub host_calls_open_max: usize,
     /// Outgoing requests that one invocation may make in all.
     pub host_calls_max: usize,
+    /// What guests are looked at with.
+    pub closer: Closer,
 }
 
 impl EngineConfig {
@@ -69,6 +72,7 @@ impl EngineConfig {
             log_bytes_max: 64 << 10,
             host_calls_open_max: 64,
             host_calls_max: 1000,
+            closer: Closer::default(),
         }
     }
 }
@@ -76,6 +80,8 @@ impl EngineConfig {
 /// How often running guests are asked to yield: long enough to cost nothing, short enough that an endless loop leaves
 /// its neighbours on the thread their turn.
 const TICK: Duration = Duration::from_millis(5);
+/// The same where it is looked where they are.
+const SAMPLED_TICK: Duration = Duration::from_micros(100);
 
 /// Functions with mounts that run at once, each on a thread that may block: a part of the 512 that the runtime has for
 /// that, so that a file system that hangs leaves the log its own.
@@ -88,6 +94,7 @@ pub struct Engine {
     pub(crate) compute: ProfileEngine,
     /// One permit for each thread that may block in a file system.
     pub(crate) blocking: Arc<Semaphore>,
+    pub(crate) seen: Seen,
     stop: Arc<AtomicBool>,
     ticker: Option<std::thread::JoinHandle<()>>,
 }
@@ -105,15 +112,16 @@ pub(crate) struct ProfileEngine {
 impl Engine {
     /// Starts the engine: reserves the pools' address space and starts the ticker's thread.
     pub fn start(config: EngineConfig) -> Result<Arc<Self>, EngineError> {
-        let short = ProfileEngine::new(Profile::Short, config.instances_max)?;
-        let compute = ProfileEngine::new(Profile::Compute, (config.instances_max / 4).max(1))?;
+        let short = ProfileEngine::new(Profile::Short, config.instances_max, config.closer)?;
+        let compute = ProfileEngine::new(Profile::Compute, (config.instances_max / 4).max(1), config.closer)?;
         crate::cache::prepare(&config.cache_dir)?;
         let stop = Arc::new(AtomicBool::new(false));
         let ticking = {
+            let tick = if config.closer.samples { SAMPLED_TICK } else { TICK };
             let (stop, engines) = (stop.clone(), [short.wasmtime.clone(), compute.wasmtime.clone()]);
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    std::thread::park_timeout(TICK);
+                    std::thread::park_timeout(tick);
                     engines.iter().for_each(wasmtime::Engine::increment_epoch);
                     threads::checkpoint();
                 }
@@ -122,7 +130,7 @@ impl Engine {
         let ticker = threads::spawn(threads::EPOCH, ticking)
             .map_err(|e| EngineError::Start(format!("no thread for the ticker: {e}")))?;
         let blocking = Arc::new(Semaphore::new(BLOCKING_MAX));
-        Ok(Arc::new(Self { config, short, compute, blocking, stop, ticker: Some(ticker) }))
+        Ok(Arc::new(Self { config, short, compute, blocking, seen: Seen::default(), stop, ticker: Some(ticker) }))
     }
 
     pub(crate) fn profile(&self, profile: Profile) -> &ProfileEngine {
@@ -145,9 +153,9 @@ impl Drop for Engine {
 }
 
 impl ProfileEngine {
-    fn new(profile: Profile, instances: u32) -> Result<Self, EngineError> {
+    fn new(profile: Profile, instances: u32, closer: Closer) -> Result<Self, EngineError> {
         let start = |e: wasmtime::Error| EngineError::Start(format!("profile {}: {e:#}", profile.as_str()));
-        let wasmtime = wasmtime::Engine::new(&config(profile, instances)).map_err(start)?;
+        let wasmtime = wasmtime::Engine::new(&config(profile, instances, closer)).map_err(start)?;
         let linkers = crate::worlds::Linkers::new(&wasmtime).map_err(start)?;
         let code = code(&wasmtime);
         Ok(Self {
@@ -180,7 +188,7 @@ pub(crate) fn places_for(needed: &wasmtime::ResourcesRequired) -> u32 {
 }
 
 /// Code is the same in production and in replay, so it is deterministic always: one NaN, one relaxed SIMD.
-fn config(profile: Profile, instances: u32) -> Config {
+fn config(profile: Profile, instances: u32, closer: Closer) -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
@@ -190,7 +198,11 @@ fn config(profile: Profile, instances: u32) -> Config {
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .async_stack_size(1 << 20)
         .max_wasm_stack(512 << 10)
-        .memory_init_cow(true);
+        .memory_init_cow(true)
+        .coredump_on_trap(closer.core_dumps);
+    if closer.debugger {
+        config.debug_info(true).cranelift_opt_level(OptLevel::None);
+    }
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
         // Only counted, so that each place may have the most.

@@ -81,6 +81,7 @@ impl Guest {
             World::Http(pre) => match self.component_store(None, None) {
                 Ok(mut store) => {
                     let result = self.run_http(pre, &mut store, began, &mut init, &mut cut).await;
+                    self.look_back(&result, &mut store);
                     memory = Some(store.data().limiter.memory());
                     result
                 }
@@ -89,6 +90,7 @@ impl Guest {
             World::Nexus { pre, handle } => match self.component_store(None, None) {
                 Ok(mut store) => {
                     let result = self.run_nexus(pre, handle, &mut store, began, &mut init).await;
+                    self.look_back(&result, &mut store);
                     memory = Some(store.data().limiter.memory());
                     result
                 }
@@ -99,6 +101,7 @@ impl Guest {
                 match self.component_store(Some(self.stdin()), Some(stdout.clone())) {
                     Ok(mut store) => {
                         let result = self.run_cli(pre, &mut store, stdout, began, &mut init).await;
+                        self.look_back(&result, &mut store);
                         memory = Some(store.data().limiter.memory());
                         result
                     }
@@ -157,8 +160,12 @@ impl Guest {
         // A replay of one that was stopped, once it has made all the calls that were recorded: it may never make another.
         let cut = self.started + self.config.limits.timeout();
         let tape = self.tape.clone();
+        let looked_at = self.loaded.engine.config.closer.samples.then(|| self.loaded.engine.clone());
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(move |_| {
+        store.epoch_deadline_callback(move |store| {
+            if let Some(engine) = &looked_at {
+                engine.seen.sample(&store);
+            }
             if let Some(over) = tape.over() {
                 Err(over)
             } else if Instant::now() >= deadline || (tape.is_played_to_its_cut() && Instant::now() >= cut) {
@@ -308,8 +315,18 @@ impl Guest {
             Ok(()) => Ok(0),
             Err(error) => exit_code(error),
         };
+        if let Err(error) = &ended {
+            self.loaded.engine.seen.trapped(error, &mut store);
+        }
         *memory = Some(store.data().limiter.memory());
         exited(ended, &stdout)
+    }
+
+    /// Of a guest that trapped, keeps what it was like, where that was asked for.
+    fn look_back<T>(&self, result: &Result<T, Failure>, store: &mut Store<Host>) {
+        if let Err(Failure::Stopped(error)) = result {
+            self.loaded.engine.seen.trapped(error, store);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! fresh instance. The engine knows neither the log nor the probes: it is handed a [`nexus_core::mark::Marker`].
 
 mod cache;
+mod closer;
 mod egress;
 mod emit;
 mod engine;
@@ -18,6 +19,7 @@ mod streams;
 mod tape;
 mod worlds;
 
+pub use closer::Closer;
 pub use engine::{Engine, EngineConfig, Profile};
 pub use invoke::{Finished, Invocation};
 pub use kind::Rejected;

@@ -1,7 +1,9 @@
-//! `nexus replay CASE.json --component FILE`: a replay with no server, from what `nexus events export` wrote.
+//! A replay in this process: `nexus replay CASE.json --component FILE`, with no server, from what `nexus events export` wrote; or with
+//! a closer look, from what the server has.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use nexus_core::clock::SystemClock;
@@ -10,8 +12,9 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::client::Client;
 use super::replay::{ReplayArgs, conclude};
-use super::{Done, Failure, Output};
+use super::{Done, Failure, Global, Output, closer, on_client_runtime};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::kernel::{self, Kernel};
@@ -22,17 +25,26 @@ use crate::storage;
 use crate::telemetry::Telemetry;
 
 /// Replays a case in this process: a log, a catalog and an engine of its own, in a folder that goes when it is over.
-pub fn run(args: ReplayArgs, case: &Path, output: Output) -> Done {
-    let Some(component) = &args.component else {
-        return Err(Failure::usage("a case is replayed with the component that ran, or another: --component FILE"));
-    };
+pub fn run(args: ReplayArgs, global: Global) -> Done {
     // A case may be anybody's: what is allowed to it is in it.
     if args.goes_out() {
-        return Err(Failure::usage("a case is replayed without the network: neither --mode live nor --allow-live"));
+        return Err(Failure::usage("it is replayed here without the network: neither --mode live nor --allow-live"));
     }
-    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let case = Case::read(&read(case)?).map_err(|e| Failure::failed(e.to_string()))?;
-    let component = read(component)?;
+    let output = global.output;
+    let (case, component) = match args.case() {
+        Some(case) => {
+            let Some(component) = &args.component else {
+                let why = "a case is replayed with the component that ran, or another: --component FILE";
+                return Err(Failure::usage(why));
+            };
+            let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+            (Case::read(&read(&case)?).map_err(|e| Failure::failed(e.to_string()))?, read(component)?)
+        }
+        None => on_client_runtime(async {
+            let client = Client::new(&global)?;
+            closer::fetch(&client, args.id().unwrap_or_default(), args.source(), args.function()).await
+        })?,
+    };
     let folder = Folder::new()?;
     let config = Config { data_dir: folder.0.clone(), ..Config::default() };
     let kernel = Arc::new(Kernel::start(&config)?);
@@ -51,10 +63,10 @@ async fn replay(
     output: Output,
 ) -> Done {
     let storage = storage::open(&config).await?;
-    let engine =
-        Engine::start(EngineConfig { instances_max: 16, ..EngineConfig::new(config.data_dir.join("compiled")) })
-            .map_err(anyhow::Error::from)?;
-    let catalog = Catalog::open(storage.storage(), engine, Vec::new(), config.limits.calls_waiting_max)
+    let engine = EngineConfig::new(config.data_dir.join("compiled"));
+    let engine = EngineConfig { instances_max: 16, closer: args.closer.closer(), ..engine };
+    let engine = Engine::start(engine).map_err(anyhow::Error::from)?;
+    let catalog = Catalog::open(storage.storage(), engine.clone(), Vec::new(), config.limits.calls_waiting_max)
         .await
         .map_err(anyhow::Error::from)?;
     let line = Arc::new(Line {
@@ -73,18 +85,27 @@ async fn replay(
     args.fill_in(&mut request)?;
     // The version is the component's: a case has no others.
     let function = request.function.take().map(|function| function.name.to_string());
-    let same =
-        case.set_up(&line, function.as_deref(), component.into()).await.map_err(|e| Failure::failed(e.to_string()))?;
+    let same = case.set_up(&line, function.as_deref(), component.into(), args.closer.debug()).await;
+    let same = same.map_err(|e| Failure::failed(e.to_string()))?;
     if !same {
         eprintln!("nexus: the component is not the one that ran: it gets the recorded answers to what it asks");
         request.function = Some(only_function(&line)?);
     }
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let replays = Replays::new(line, tasks.clone(), stop);
-    let id = replays.start(request).await.map_err(|e| Failure::failed(e.to_string()))?;
     tasks.close();
-    tasks.wait().await;
-    let view = replays.get(id).await.map_err(|e| Failure::failed(e.to_string()))?.context("the replay is gone")?;
+    args.closer.before().await?;
+    let began = Instant::now();
+    let mut runs = 0;
+    let view = loop {
+        let id = replays.start(request.clone()).await.map_err(|e| Failure::failed(e.to_string()))?;
+        tasks.wait().await;
+        runs += 1;
+        if args.closer.repeat().is_none_or(|time| began.elapsed() >= time) {
+            break replays.get(id).await.map_err(|e| Failure::failed(e.to_string()))?.context("the replay is gone")?;
+        }
+    };
+    args.closer.after(&engine, runs)?;
     let view: Value = serde_json::to_value(view).map_err(anyhow::Error::from)?;
     drop(replays);
     storage.close().await.map_err(anyhow::Error::from)?;

@@ -1,15 +1,17 @@
 //! `nexus functions`.
 
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use nexus_core::ids::FunctionName;
+use nexus_core::ids::{FunctionName, FunctionRef};
 use reqwest::Method;
 use serde_json::Value;
 
 use super::client::{Client, print_json};
 use super::style::say;
-use super::{Done, Output, style};
+use super::{Done, Failure, Output, closer, style};
 
 /// Arguments of `nexus functions`.
 #[derive(Args)]
@@ -31,6 +33,13 @@ enum Command {
     Versions {
         /// Its name
         name: FunctionName,
+    },
+    /// The component that a version was deployed as, as a file; - is standard output
+    Component {
+        /// Its name, and which version if it is not the current one: NAME@VERSION
+        function: FunctionRef,
+        /// The file
+        file: PathBuf,
     },
     /// Takes a function away; its events stay
     Delete {
@@ -64,6 +73,20 @@ pub async fn run(args: FunctionsArgs, client: &Client) -> Done {
                 .map(|v| vec![text(&v["version"]), text(&v["kind"]), text(&v["created_at"]), text(&v["digest"])])
                 .collect();
             style::table(&["VERSION", "KIND", "DEPLOYED", "DIGEST"], &rows);
+        }
+        Command::Component { function: FunctionRef { name, version }, file } => {
+            let version = match version {
+                Some(version) => version.to_string(),
+                None => text(&client.get(&format!("/v1/functions/{name}")).await?["version"]),
+            };
+            let component = closer::component(client, &name, &version).await?;
+            if file.as_os_str() == "-" {
+                std::io::stdout().write_all(&component)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let written = std::fs::write(&file, &component);
+            written.map_err(|e| Failure::failed(format!("{}: {e}", file.display())))?;
+            eprintln!("{} ({name}@{version}, {} bytes)", file.display(), component.len());
         }
         Command::Delete { name } => {
             client.send(client.request(Method::DELETE, &format!("/v1/functions/{name}"))).await?;

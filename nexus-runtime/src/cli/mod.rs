@@ -4,6 +4,7 @@ mod admin;
 mod case;
 mod child;
 mod client;
+mod closer;
 mod deploy;
 mod dev;
 mod dlq;
@@ -189,10 +190,7 @@ pub fn run() -> ExitCode {
         Command::Dev(args) => dev::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Observe(args) => observe::run(args, global.output),
-        Command::Replay(args) if args.case().is_some() => {
-            let case = args.case().unwrap_or_default();
-            case::run(args, &case, global.output)
-        }
+        Command::Replay(args) if args.is_local() => case::run(args, global),
         Command::Build { dir } => crate::build::build(&dir).map(|_| ExitCode::SUCCESS).map_err(Failure::from),
         Command::New(args) => new::run(&args),
         Command::Child(args) => child::run(args),
@@ -252,7 +250,7 @@ async fn run_client(command: Command, global: Global) -> Done {
 }
 
 /// A client needs no more than one thread.
-fn on_client_runtime(work: impl Future<Output = Done>) -> Done {
+fn on_client_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(work)
 }

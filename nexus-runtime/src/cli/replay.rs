@@ -13,6 +13,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::client::{Client, encoded, json as body_json, print_json};
+use super::closer::CloserArgs;
 use super::style::say;
 use super::{Done, Failure, Output, step, style};
 use crate::replay::{Filter, ReplayRequest};
@@ -88,6 +89,8 @@ pub struct ReplayArgs {
     /// Of a file that `nexus events export` wrote: the component to run
     #[arg(long, value_name = "FILE", requires = "id")]
     pub component: Option<PathBuf>,
+    #[command(flatten)]
+    pub closer: CloserArgs,
     /// What makes the exit code 1
     #[arg(long, value_enum, default_value = "failed")]
     fail_on: FailOn,
@@ -103,6 +106,26 @@ impl ReplayArgs {
     pub fn case(&self) -> Option<PathBuf> {
         let path = Path::new(self.id.as_deref()?);
         (self.component.is_some() || path.extension().is_some_and(|e| e == "json")).then(|| path.to_owned())
+    }
+
+    /// Whether it is run in this process.
+    pub fn is_local(&self) -> bool {
+        self.closer.any() || self.case().is_some()
+    }
+
+    /// What is to be replayed, if it is named.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// Which source the event is of.
+    pub fn source(&self) -> Option<&str> {
+        self.source.as_deref()
+    }
+
+    /// Which function, of which version.
+    pub fn function(&self) -> Option<&FunctionRef> {
+        self.function.as_ref()
     }
 
     /// Whether it may reach the world.

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use nexus_core::function::FunctionConfig;
-use nexus_core::ids::FunctionName;
+use nexus_core::ids::{FunctionName, FunctionRef};
 use serde_json::json;
 
 use super::extract::Path;
@@ -74,6 +74,20 @@ pub async fn versions(State(gateway): State<Shared>, Path(name): Path<String>) -
     let view = gateway.line.catalog.view();
     let entry = view.get(&name).ok_or_else(|| Problem::not_found("function", &name))?;
     Ok(Json(json!({"items": entry.function.versions, "next": null})).into_response())
+}
+
+pub async fn component(
+    State(gateway): State<Shared>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let function: FunctionRef = format!("{name}@{version}").parse()?;
+    let view = gateway.line.catalog.view();
+    let entry = view.get(&function.name).ok_or_else(|| Problem::not_found("function", &function.name))?;
+    let version = entry.version(&function).ok_or_else(|| Problem::not_found("version", &function))?;
+    let bytes = gateway.line.catalog.artifact(version.digest).await.map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &format!("the component: {error}"))
+    })?;
+    Ok(([(header::CONTENT_TYPE, "application/wasm")], bytes).into_response())
 }
 
 pub async fn delete(State(gateway): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {

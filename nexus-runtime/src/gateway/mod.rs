@@ -82,6 +82,7 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/functions/{name}", put(functions::deploy).get(functions::get).delete(functions::delete))
         .route("/v1/functions/{name}/config", put(functions::configure))
         .route("/v1/functions/{name}/versions", get(functions::versions))
+        .route("/v1/functions/{name}/versions/{version}", get(functions::component))
         .route("/v1/functions/{name}/profile", get(profiles::take))
         .route("/v1/invocations/{id}", get(events::invocation))
         .route("/v1/invocations/{id}/journal", get(events::journal))

@@ -522,7 +522,9 @@ impl Replays {
     /// The deliveries of an event that a filter found; where they cannot be read, that is a result.
     async fn found(&self, id: ReplayId, seq: Seq, request: &ReplayRequest) -> Vec<Item> {
         let found = match self.line.storage.log.get(seq).await {
-            Ok(Some(record)) => deliveries::of(&self.line, &record, request, Some(id)).await.map_err(|error| error.to_string()),
+            Ok(Some(record)) => {
+                deliveries::of(&self.line, &record, request, Some(id)).await.map_err(|error| error.to_string())
+            }
             // Retention took it meanwhile.
             Ok(None) => Ok(Vec::new()),
             Err(error) => Err(error.to_string()),

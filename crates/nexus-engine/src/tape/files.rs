@@ -10,12 +10,12 @@ use nexus_core::journal::{Entry, FileAnswer};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, ResourceType};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
+use wasmtime_wasi::p2::FsResult;
 use wasmtime_wasi::p2::bindings::filesystem::preopens;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
     Advice, DescriptorFlags, DirectoryEntryStream, ErrorCode, Host as _, HostDescriptor, HostDirectoryEntryStream,
     NewTimestamp, OpenFlags, PathFlags,
 };
-use wasmtime_wasi::p2::FsResult;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::io::{define, define_async};
@@ -159,7 +159,12 @@ pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     define_async!(types, "wasi:filesystem/types", "[method]descriptor.is-same-object", is_same_object);
     of_open!(types, "[method]descriptor.metadata-hash", metadata_hash(), "");
     of_path!(types, "[method]descriptor.metadata-hash-at", metadata_hash_at(how: PathFlags, @path), "{how:?}");
-    define_async!(types, "wasi:filesystem/types", "[method]directory-entry-stream.read-directory-entry", read_directory_entry);
+    define_async!(
+        types,
+        "wasi:filesystem/types",
+        "[method]directory-entry-stream.read-directory-entry",
+        read_directory_entry
+    );
     define!(types, "wasi:filesystem/types", "filesystem-error-code", filesystem_error_code);
     Ok(())
 }
@@ -246,10 +251,7 @@ fn get_directories(host: &mut Host, (): ()) -> wasmtime::Result<(Folders,)> {
     Ok((folders.unwrap_or_default(),))
 }
 
-async fn write(
-    host: &mut Host,
-    (fd, bytes, offset): (Resource<Descriptor>, Vec<u8>, u64),
-) -> Answered<u64> {
+async fn write(host: &mut Host, (fd, bytes, offset): (Resource<Descriptor>, Vec<u8>, u64)) -> Answered<u64> {
     let asked = ask(host, fd.rep(), None, "write", || {
         format!("{} bytes ({:016x}) from {offset}", bytes.len(), xxh3_64(&bytes))
     });
@@ -277,8 +279,7 @@ async fn rename_at(
     host: &mut Host,
     (fd, from, other, to): (Resource<Descriptor>, String, Resource<Descriptor>, String),
 ) -> Answered<()> {
-    let asked =
-        ask(host, fd.rep(), Some(&from), "rename-at", || format!("to {}", host.files.below(other.rep(), &to)));
+    let asked = ask(host, fd.rep(), Some(&from), "rename-at", || format!("to {}", host.files.below(other.rep(), &to)));
     if let Some(told) = told(host, asked.as_ref())? {
         return Ok((told,));
     }
@@ -290,8 +291,7 @@ async fn is_same_object(
     host: &mut Host,
     (fd, other): (Resource<Descriptor>, Resource<Descriptor>),
 ) -> wasmtime::Result<(bool,)> {
-    let asked =
-        ask(host, fd.rep(), None, "is-same-object", || format!("as {}", host.files.path(other.rep())));
+    let asked = ask(host, fd.rep(), None, "is-same-object", || format!("as {}", host.files.path(other.rep())));
     if let Some(told) = told::<bool>(host, asked.as_ref())? {
         return Ok((told.unwrap_or_default(),));
     }

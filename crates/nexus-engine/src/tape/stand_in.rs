@@ -30,7 +30,9 @@ impl InputStream for Reads {
             return Err(match &self.ended {
                 Ended::Whole => StreamError::Closed,
                 Ended::Broke(why) => StreamError::LastOperationFailed(format_err!("{why}")),
-                Ended::Unread => StreamError::LastOperationFailed(format_err!("the recorded guest did not read further")),
+                Ended::Unread => {
+                    StreamError::LastOperationFailed(format_err!("the recorded guest did not read further"))
+                }
             });
         };
         let piece = first.split_to(first.len().min(size));

@@ -19,12 +19,12 @@ fn engine() -> Arc<Engine> {
     let start = || {
         let cache = tempfile::tempdir().expect("a folder");
         let config = EngineConfig {
-            cache_dir: cache.path().to_owned(),
             instances_max: 50,
             log_bytes_max: 1 << 20,
             output_bytes_max: 8 << 20,
             host_calls_open_max: 50,
             host_calls_max: 1000,
+            ..EngineConfig::new(cache.path().to_owned())
         };
         (Engine::start(config).expect("an engine"), cache)
     };

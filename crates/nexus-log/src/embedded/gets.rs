@@ -42,7 +42,9 @@ impl Asked {
         match self {
             Self::Event(_, answer) if answer.is_closed() => {}
             Self::Outcomes(_, answer) if answer.is_closed() => {}
-            Self::Event(seq, answer) => drop(answer.send(read::get(shared, store, seq).map(|found| found.map(Arc::new)))),
+            Self::Event(seq, answer) => {
+                drop(answer.send(read::get(shared, store, seq).map(|found| found.map(Arc::new))))
+            }
             Self::Outcomes(seq, answer) => drop(answer.send(read::outcomes(shared, store, seq))),
         }
     }
