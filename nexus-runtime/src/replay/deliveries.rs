@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nexus_core::event::{Data, is_json};
 use nexus_core::function::{FunctionKind, FunctionVersion};
-use nexus_core::ids::{FunctionRef, ReplayId};
+use nexus_core::ids::{FunctionRef, InvocationId, ReplayId};
 use nexus_core::journal::{self, Journal};
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome, TriggerKind};
 use nexus_core::record::{NewRecord, Record};
@@ -36,13 +36,19 @@ pub(super) async fn of(
 ) -> Result<Vec<Item>, ReplayError> {
     let view = line.catalog.view();
     let (mut before, mut after): (BTreeMap<_, Outcome>, BTreeMap<_, Outcome>) = Default::default();
-    for outcome in line.storage.log.outcomes(record.seq).await? {
+    let outcomes = line.storage.log.outcomes(record.seq).await?;
+    let wanted = request.invocation_id.map(|wanted| first(&outcomes, wanted));
+    for outcome in outcomes {
         if request.mode == Mode::Live && id.is_some() && outcome.replay_id == id {
             after.insert(outcome.function.clone(), outcome);
             continue;
         }
-        let ran = outcome.disposition != Disposition::Replayed && outcome.status != InvocationStatus::Denied;
-        if ran && request.invocation_id.is_none_or(|wanted| wanted == outcome.invocation_id) {
+        let ran = outcome.status != InvocationStatus::Denied;
+        let meant = match wanted {
+            Some(wanted) => wanted == outcome.invocation_id,
+            None => outcome.disposition != Disposition::Replayed,
+        };
+        if ran && meant {
             before.insert(outcome.function.clone(), outcome);
         }
     }
@@ -79,6 +85,17 @@ pub(super) async fn of(
             Some(Item { record: record.clone(), entry, before, after })
         })
         .collect())
+}
+
+/// The invocation that is meant: of a replay from a journal, the one that wrote the journal. One that was live has its own.
+fn first(outcomes: &[Outcome], wanted: InvocationId) -> InvocationId {
+    let is_it = |outcome: &&Outcome| outcome.invocation_id == wanted;
+    match outcomes.iter().find(is_it) {
+        Some(replay) if replay.disposition == Disposition::Replayed && replay.journal.is_none() => {
+            replay.replay_of.unwrap_or(wanted)
+        }
+        Some(_) | None => wanted,
+    }
 }
 
 /// The same event with another payload, if one is given.

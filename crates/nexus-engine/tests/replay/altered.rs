@@ -46,6 +46,17 @@ async fn the_first_call_that_differs_is_named() {
     assert_eq!(left(&replay).0, 1, "a clock more than was read");
 }
 
+/// Code that another engine compiled may do the same; where it does not, it is known that it was another.
+#[tokio::test]
+async fn another_engine_is_noticed() {
+    let steps = json!([{"do": "wall"}, {"do": "seed"}]);
+    for other in [false, true] {
+        let replay = altered(&steps, |journal| journal.header.engine ^= u64::from(other)).await;
+        let replayed = replay.replayed.expect("a replay");
+        assert_eq!((replayed.divergence, replayed.other_engine), (None, other));
+    }
+}
+
 #[tokio::test]
 async fn requests_that_differ_are_named_with_both_sides() {
     let whimsy = Whimsy::start().await;
