@@ -103,6 +103,32 @@ async fn a_function_that_depends_on_a_secret_is_told_apart() {
     }
 }
 
+/// Members of JSON that are named are in no journal; who depends on them leaves the recording, and is told why.
+#[tokio::test]
+async fn fields_of_bodies_are_kept_out() {
+    let server = Server::start();
+    server.deploy("echo", "probe", json!({})).await;
+    let mut config = on("t");
+    config["journal"] = json!({"redact_fields": ["card", "pin"]});
+    server.deploy("f", "script", config).await;
+    let body = json!({"card": {"no": "4242-4242"}, "pin": 7890, "user": "me"}).to_string();
+    let post =
+        json!({"do": "post", "url": format!("{}/fn/echo/echo", server.url()), "body": body, "headers": {"x": "1"}});
+    server.send(event("1", "t", json!([post]))).await;
+    let event = server.settled("1", "done").await;
+    let first = &event["invocations"][0];
+    let id = first["invocation_id"].as_str().expect("an id");
+    let journal = server.get(&format!("/v1/invocations/{id}/journal")).await.to_string();
+    assert!(journal.contains("*********") && journal.contains("user") && journal.contains("me"), "{journal}");
+    assert!(!journal.contains("4242") && !journal.contains("7890"), "{journal}");
+    let result = check(&server, json!({"event_id": "1"}), "diverged", json!("host call")).await;
+    let note = result["notes"].as_array().into_iter().flatten().any(|note| note.to_string().contains("card, pin"));
+    assert!(note, "{result:#}");
+    let bad = json!({"journal": {"redact_fields": ["a\"b"]}});
+    let (status, problem) = server.answer(server.request(Method::PUT, "/v1/functions/f/config").json(&bad)).await;
+    assert!(status == 400 && problem.to_string().contains("journal.redact_fields"), "{problem}");
+}
+
 #[tokio::test]
 async fn events_are_replayed_without_emitting_and_after_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");

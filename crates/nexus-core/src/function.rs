@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::Event;
 use crate::filter::Filter;
 use crate::ids::{Digest, FunctionName, Version};
+use crate::journal::Redact;
 use crate::schedule::{self, Schedule};
 
 /// The kinds of function, told apart by looking at the file.
@@ -87,11 +88,15 @@ pub struct JournalConfig {
     /// `proxy-authorization`, `cookie`, `set-cookie` and `x-api-key`. At most 64.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub redact: Vec<String>,
+    /// Members of JSON in the bodies of responses whose values are kept out, wherever they are. With any, bodies of requests
+    /// are not shown. At most 64.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub redact_fields: Vec<String>,
 }
 
 impl Default for JournalConfig {
     fn default() -> Self {
-        Self { sample: 1.0, bytes_max: 1 << 20, redact: Vec::new() }
+        Self { sample: 1.0, bytes_max: 1 << 20, redact: Vec::new(), redact_fields: Vec::new() }
     }
 }
 
@@ -103,10 +108,11 @@ impl JournalConfig {
         *self == Self::default()
     }
 
-    /// All headers whose values are kept out, in lower case.
-    pub fn redacted(&self) -> Vec<String> {
+    /// All that is kept out.
+    pub fn redacted(&self) -> Redact {
         let named = self.redact.iter().map(|name| name.to_ascii_lowercase());
-        Self::SECRET.iter().map(|name| (*name).to_owned()).chain(named).collect()
+        let headers = Self::SECRET.iter().map(|name| (*name).to_owned()).chain(named).collect();
+        Redact { headers, fields: self.redact_fields.clone() }
     }
 
     fn validate(&self) -> Result<(), InvalidConfig> {
@@ -119,6 +125,12 @@ impl JournalConfig {
         }
         if self.redact.len() > 64 || self.redact.iter().any(|name| name.is_empty() || name.len() > 256) {
             return invalid("redact", "must be at most 64 names of headers, each of 1 to 256 bytes".into());
+        }
+        let bad = |name: &String| name.is_empty() || name.len() > 256 || name.contains(['"', '\\']);
+        if self.redact_fields.len() > 64 || self.redact_fields.iter().any(bad) {
+            let why =
+                "must be at most 64 names of members of JSON, each of 1 to 256 bytes, without quotes and backslashes";
+            return invalid("redact_fields", why.into());
         }
         Ok(())
     }

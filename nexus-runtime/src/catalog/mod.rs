@@ -60,6 +60,7 @@ pub struct Entry {
     pub calls: Arc<Semaphore>,
     /// How its invocations are recorded, where one is.
     recording: Journaling,
+    config_digest: [u8; 16],
     revision: Revision,
 }
 
@@ -168,12 +169,13 @@ impl Catalog {
                 (Arc::new(Semaphore::new(concurrency)), Arc::new(calls))
             }
         };
+        let config_digest = digest_of(&config);
         let recording = Journaling::Record {
             bytes_max: usize::try_from(config.journal.bytes_max).unwrap_or(usize::MAX),
-            config: digest_of(&config),
+            config: config_digest,
             redacted: Arc::new(config.journal.redacted()),
         };
-        Entry { function, config, permits, calls, recording, revision }
+        Entry { function, config, permits, calls, recording, config_digest, revision }
     }
 
     /// Writes a function to the registry, and takes it into the view: where nothing else has changed the rest need not be read
@@ -234,7 +236,7 @@ impl Catalog {
 
     /// The configuration that a journal names: an entry's present one, or one that was there before. `None`: it is not known any more.
     pub async fn config(&self, entry: &Entry, digest: [u8; 16]) -> Result<Option<Arc<FunctionConfig>>, StorageError> {
-        if digest_of(&entry.config) == digest {
+        if entry.config_digest == digest {
             return Ok(Some(entry.config.clone()));
         }
         let Some((bytes, _)) = self.storage.registry.get(&config_key(digest)).await? else { return Ok(None) };

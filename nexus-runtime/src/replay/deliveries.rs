@@ -255,6 +255,12 @@ impl Item {
                 if recorded.journal.entries.iter().any(kept_out) {
                     result.notes.push("an answer had headers whose values the journal does not keep".into());
                 }
+                if let How::Recorded { config, .. } = &recorded.how
+                    && !config.journal.redact_fields.is_empty()
+                {
+                    let names = config.journal.redact_fields.join(", ");
+                    result.notes.push(format!("the journal does not keep these fields of answers: {names}"));
+                }
                 if delivered.replayed.as_ref().is_some_and(|replayed| replayed.other_engine) {
                     result.notes.push("its code was compiled by another version of the engine then".into());
                 }

@@ -380,7 +380,7 @@ impl Replays {
             Work::Items(items) => {
                 let at_once = request.concurrency.unwrap_or(1);
                 let items = items.into_iter().map(|item| Job::Item(Box::new(item))).collect();
-                self.all_of(id, &request, items, at_once, &mut pace, &mut orders).await;
+                self.items_of(id, &request, items, at_once, &mut pace, &mut orders).await;
                 let aborted = orders.stop.is_cancelled();
                 self.with(id, |results| results.set(if aborted { Status::Aborted } else { Status::Done }));
             }
@@ -402,15 +402,24 @@ impl Replays {
         let mut saved = Saved { revision, at: Instant::now() };
         // Where the pace is given, about a second's: what is not kept is done again after a kill.
         let size = request.rate.map_or(PART, |rate| (rate as usize).clamp(1, PART));
-        for part in events.chunks(size) {
+        let mut left = &events[..];
+        while let Some(first) = left.first() {
+            // Held too it goes on where it was, and stays held.
+            if *orders.held.borrow() && !orders.stop.is_cancelled() {
+                self.with(id, |results| results.set(Status::Paused));
+                if !self.save(id, request, *first, &mut saved).await {
+                    return self.forget(id);
+                }
+                self.wait_while_held(id, orders).await;
+            }
             if orders.stop.is_cancelled() {
                 break;
             }
-            let next = part.last().map_or(Seq(0), |last| last.next());
-            let part = part.iter().copied().map(Job::Event).collect();
-            if !self.all_of(id, request, part, at_once, pace, orders).await {
-                break;
-            }
+            let part = &left[..size.min(left.len())];
+            let mut jobs = part.iter().copied().map(Job::Event).collect();
+            let begun = self.all_of(id, request, &mut jobs, at_once, pace, orders).await;
+            let next = left[..begun].last().map_or(*first, |last| last.next());
+            left = &left[begun..];
             if saved.at.elapsed() >= SAVE_PERIOD && !self.save(id, request, next, &mut saved).await {
                 // Nobody does an event twice: what is said of it from now on is what is kept.
                 return self.forget(id);
@@ -450,21 +459,36 @@ impl Replays {
         true
     }
 
-    /// All of them, to their end; `false`: it was told to stop, and not all were begun.
+    /// All of them, to their end, or until it is told to stop.
+    async fn items_of(
+        self: &Arc<Self>,
+        id: ReplayId,
+        request: &Arc<ReplayRequest>,
+        mut items: VecDeque<Job>,
+        at_once: usize,
+        pace: &mut Option<Interval>,
+        orders: &mut Orders,
+    ) {
+        while !items.is_empty() && !orders.stop.is_cancelled() {
+            self.wait_while_held(id, orders).await;
+            self.all_of(id, request, &mut items, at_once, pace, orders).await;
+        }
+    }
+
+    /// The first of them, to their end: all, or as many as were begun until it was told to stop or to hold. They are taken out.
     async fn all_of(
         self: &Arc<Self>,
         id: ReplayId,
         request: &Arc<ReplayRequest>,
-        jobs: Vec<Job>,
+        jobs: &mut VecDeque<Job>,
         at_once: usize,
         pace: &mut Option<Interval>,
         orders: &mut Orders,
-    ) -> bool {
+    ) -> usize {
         let permits = Arc::new(Semaphore::new(at_once));
         let mut running = JoinSet::new();
-        let mut all = true;
-        for job in jobs {
-            self.wait_while_held(id, orders).await;
+        let mut begun = 0;
+        while !jobs.is_empty() {
             if let Some(pace) = pace {
                 tokio::select! {
                     () = orders.stop.cancelled() => {}
@@ -472,10 +496,11 @@ impl Replays {
                 }
             }
             let Ok(permit) = permits.clone().acquire_owned().await else { break };
-            if orders.stop.is_cancelled() {
-                all = false;
+            if orders.stop.is_cancelled() || *orders.held.borrow() {
                 break;
             }
+            let Some(job) = jobs.pop_front() else { break };
+            begun += 1;
             while let Some(ended) = running.try_join_next() {
                 self.lost(id, request, ended);
             }
@@ -495,7 +520,7 @@ impl Replays {
         while let Some(ended) = running.join_next().await {
             self.lost(id, request, ended);
         }
-        all
+        begun
     }
 
     /// One that broke off inside Nexus is a result too; a replay never ends without its end.

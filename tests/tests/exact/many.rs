@@ -90,7 +90,8 @@ async fn a_replay_of_many_goes_on_after_a_stop() {
 
 #[tokio::test]
 async fn a_replay_of_many_can_be_held() {
-    let server = Server::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::builder().data_dir(folder.path()).start();
     many(&server, 50).await;
     let request = json!({"filter": {"type": "t"}, "rate": 20, "concurrency": 1});
     let (_, answer) = server.answer(server.request(Method::POST, "/v1/replays").json(&request)).await;
@@ -106,6 +107,13 @@ async fn a_replay_of_many_can_be_held() {
     .await;
     assert!(done.as_u64() < Some(50) && held["total"] == 50, "{held:#}");
     assert!(cli.text(["replays"]).contains("paused"));
+    // Over a kill too.
+    server.kill();
+    let server = Server::builder().data_dir(folder.path()).start();
+    let cli = Cli::of(&server);
+    let get = async || server.get(&format!("/v1/replays/{id}")).await;
+    let held = until("it is there again", async || Some(get().await).filter(|r| r["status"] == "paused")).await;
+    assert_eq!(held["done"], done, "{held:#}");
     cli.json(["replays", "resume", id]);
     let ended = until("its end", async || Some(get().await).filter(|r| r["status"] == "done")).await;
     assert_eq!(ended["identical"], 50);

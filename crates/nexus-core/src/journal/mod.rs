@@ -6,10 +6,12 @@
 
 mod codec;
 mod entry;
+mod mask;
 mod view;
 
 pub use codec::{Damaged, ENTRIES_MAX, Writer, read};
 pub use entry::{Entry, FileAnswer, FileStat, Got, Head, HttpFailure, REDACTED, Read, Sent, Whose, Wrote};
+pub use mask::{Mask, Redact};
 pub use view::{CallView, calls};
 
 use std::fmt;

@@ -215,7 +215,7 @@ fn handle(
     let number = host.places.requests;
     host.places.requests += 1;
     let asked = match host.tape.is_there() {
-        true => Some(Box::new(sent(host.table.get(&request)?, &host.tape.redacted()))),
+        true => Some(Box::new(sent(host.table.get(&request)?, &host.tape.redacted().headers))),
         false => None,
     };
     if let Some(asked) = &asked {
@@ -265,7 +265,7 @@ fn get(host: &mut Host, (future,): (Resource<HostFutureIncomingResponse>,)) -> w
                 Some(Ok(Err(code))) => Some(Got::Failed(failure(code))),
                 Some(Ok(Ok(response))) => {
                     let response = host.table.get(response)?;
-                    let headers = taken_down(&response.headers, &host.tape.redacted());
+                    let headers = taken_down(&response.headers, &host.tape.redacted().headers);
                     Some(Got::Head(Box::new(Head { status: response.status, headers })))
                 }
             };
@@ -309,7 +309,7 @@ fn trailers(host: &mut Host, (future,): (Resource<HostFutureTrailers>,)) -> wasm
                     Some(Ok(Err(code))) => Got::Failed(failure(code)),
                     Some(Ok(Ok(None))) => Got::Nothing,
                     Some(Ok(Ok(Some(fields)))) => {
-                        let headers = taken_down(host.table.get(fields)?, &host.tape.redacted());
+                        let headers = taken_down(host.table.get(fields)?, &host.tape.redacted().headers);
                         Got::Head(Box::new(Head { status: 0, headers }))
                     }
                 };

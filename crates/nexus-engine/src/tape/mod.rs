@@ -16,11 +16,15 @@ pub(crate) mod random;
 mod stand_in;
 mod told;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use chacha20::ChaCha12Rng;
-use nexus_core::journal::{Divergence, ENTRIES_MAX, Entry, Header, Journal, Kept, Partial, Writer};
+use nexus_core::journal::{
+    Divergence, ENTRIES_MAX, Entry, Header, Journal, Kept, Mask, Partial, Read, Redact, Whose, Writer,
+};
 use parking_lot::Mutex;
 use rand::rand_core::{Rng as _, SeedableRng as _};
 
@@ -41,15 +45,15 @@ pub enum Journaling {
         bytes_max: usize,
         /// The first half of the digest of the function's configuration.
         config: [u8; 16],
-        /// Headers whose values are kept out, in lower case.
-        redacted: Arc<Vec<String>>,
+        /// What is kept out.
+        redacted: Arc<Redact>,
     },
     /// It is played back: the guest gets every answer from it, and stops at the first call that is not the recorded one.
     Replay {
         /// The journal.
         journal: Arc<Journal>,
-        /// Headers whose values were kept out of it, in lower case.
-        redacted: Arc<Vec<String>>,
+        /// What was kept out of it.
+        redacted: Arc<Redact>,
         /// Whether it is noted what the guest was like at each call.
         steps: bool,
     },
@@ -133,12 +137,14 @@ struct Recorder {
     writer: Writer,
     header: Header,
     bytes_max: usize,
-    redacted: Arc<Vec<String>>,
+    redacted: Arc<Redact>,
+    /// Where each answer is, in its JSON.
+    masks: HashMap<u32, Mask>,
 }
 
 struct Player {
     journal: Arc<Journal>,
-    redacted: Arc<Vec<String>>,
+    redacted: Arc<Redact>,
     next: usize,
     divergence: Option<Divergence>,
     /// It has come to where the recorded one was stopped.
@@ -165,7 +171,7 @@ impl Tape {
             Journaling::Off => return Self(None),
             Journaling::Record { bytes_max, config, redacted } => {
                 let header = Header { partial, config, engine, ..Header::default() };
-                Side::Record(Recorder { writer: Writer::default(), header, bytes_max, redacted })
+                Side::Record(Recorder { writer: Writer::default(), header, bytes_max, redacted, masks: HashMap::new() })
             }
             Journaling::Replay { journal, redacted, steps } => {
                 let looks = steps.then_some(looks);
@@ -256,8 +262,8 @@ impl Tape {
         self.with(|inner| matches!(&inner.side, Side::Play(player) if all(player))).unwrap_or(false)
     }
 
-    /// Headers whose values are kept out of what is recorded.
-    pub(crate) fn redacted(&self) -> Arc<Vec<String>> {
+    /// What is kept out of what is recorded.
+    pub(crate) fn redacted(&self) -> Arc<Redact> {
         self.with(|inner| match &inner.side {
             Side::Record(recorder) => recorder.redacted.clone(),
             Side::Play(player) => player.redacted.clone(),
@@ -398,11 +404,32 @@ impl Recorder {
         if self.header.partial.is_some() {
             return;
         }
-        self.writer.push(&entry());
+        let mut entry = entry();
+        if !self.redacted.fields.is_empty() {
+            self.mask(&mut entry);
+        }
+        self.writer.push(&entry);
         if self.writer.len() > self.bytes_max || self.writer.count() > ENTRIES_MAX {
             self.header.partial = Some(Partial::TooLarge);
             self.writer = Writer::default();
         }
+    }
+
+    /// Takes out of an entry what is to be kept out of bodies.
+    fn mask(&mut self, entry: &mut Entry) {
+        hide(&self.redacted, entry);
+        if let Entry::Body(of, Read::Bytes(bytes)) = entry {
+            let mut masked = bytes.to_vec();
+            self.masks.entry(*of).or_default().apply(&self.redacted.fields, &mut masked);
+            *bytes = masked.into();
+        }
+    }
+}
+
+/// What a request says is not told where any field is kept out: it may be in the midst of one.
+fn hide(redacted: &Redact, entry: &mut Entry) {
+    if let (Entry::Write(Whose::Request, _, _, beginning, _), false) = (entry, redacted.fields.is_empty()) {
+        *beginning = Bytes::new();
     }
 }
 
@@ -433,8 +460,10 @@ impl Player {
             return Err(CutHere.into());
         }
         let expected = recorded.map(Entry::call);
+        let mut actual = asked();
+        hide(&self.redacted, &mut actual);
         self.divergence =
-            Some(Divergence { call: self.next, expected, actual: Some(asked().call()), printed: Vec::new() });
+            Some(Divergence { call: self.next, expected, actual: Some(actual.call()), printed: Vec::new() });
         Err(Left.into())
     }
 

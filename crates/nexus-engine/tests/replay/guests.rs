@@ -51,12 +51,16 @@ pub fn mounting(folder: &Path) -> FunctionConfig {
     config
 }
 
+fn redacted() -> Arc<journal::Redact> {
+    Arc::new(journal::Redact { headers: vec!["authorization".into()], fields: Vec::new() })
+}
+
 pub fn recording() -> Journaling {
-    Journaling::Record { bytes_max: 16 << 20, config: [0; 16], redacted: Arc::new(vec!["authorization".into()]) }
+    Journaling::Record { bytes_max: 16 << 20, config: [0; 16], redacted: redacted() }
 }
 
 pub fn playing(journal: Arc<Journal>) -> Journaling {
-    Journaling::Replay { journal, redacted: Arc::new(vec!["authorization".into()]), steps: false }
+    Journaling::Replay { journal, redacted: redacted(), steps: false }
 }
 
 pub fn get(path: &str) -> Request {

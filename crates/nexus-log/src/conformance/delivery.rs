@@ -37,6 +37,37 @@ pub async fn outcomes_come_in_order_and_by_invocation(harness: &dyn Harness) {
     again.close().await.expect("close");
 }
 
+/// Whoever asks together with others, about neighbours, what is far away, what has none, or the same, gets what is its own.
+pub async fn many_ask_for_outcomes_at_once(harness: &dyn Harness) {
+    let settings = Settings::default();
+    let (_place, opened, storage) = opened(harness, &settings).await;
+    let mut all = vec![Vec::new()];
+    for n in 1..=60 {
+        let seq = append(&*storage.log, numbered(&settings, n)).await;
+        // None, one, two or three of an event; and a gap that is wider than what counts as near.
+        let count = if (20..40).contains(&n) { 0 } else { n % 4 };
+        let outcomes: Vec<_> = (1..=count as u32).map(|attempt| outcome(seq, attempt, retry(5))).collect();
+        for outcome in &outcomes {
+            commit(&*storage.log, outcome.clone()).await;
+        }
+        all.push(outcomes);
+    }
+    let mut asked: Vec<usize> = (0..=61).chain([7, 7, 60]).collect();
+    asked.reverse();
+    let asking: Vec<_> = asked
+        .into_iter()
+        .map(|n| {
+            let log = storage.log.clone();
+            (n, tokio::spawn(async move { log.outcomes(Seq(n as u64)).await }))
+        })
+        .collect();
+    for (n, answer) in asking {
+        let found = answer.await.expect("no panic").expect("outcomes");
+        assert_eq!(found, all.get(n).cloned().unwrap_or_default(), "of {n}");
+    }
+    opened.close().await.expect("close");
+}
+
 /// The outcome and the emitted events are there together; an emitted duplicate is answered as such.
 pub async fn a_commit_is_one_with_what_it_emits(harness: &dyn Harness) {
     let settings = Settings::default();

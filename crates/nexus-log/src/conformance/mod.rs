@@ -119,6 +119,7 @@ properties!(
     the_head_wakes_who_waits,
     after_closing_everything_says_so,
     outcomes_come_in_order_and_by_invocation,
+    many_ask_for_outcomes_at_once,
     a_commit_is_one_with_what_it_emits,
     a_second_commit_of_an_invocation_adds_nothing,
     dispositions_park_and_release,

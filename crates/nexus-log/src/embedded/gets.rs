@@ -23,6 +23,10 @@ use crate::contract::StorageError;
 const JOBS_MAX: usize = 4;
 /// Reads that wait for each job before there is another.
 const WAITING_PER_JOB: usize = 64;
+/// Reads that one job takes at once.
+const AT_ONCE: usize = 32;
+/// How far apart events are whose outcomes are read in one scan.
+const NEIGHBOURS_APART: u64 = 8;
 /// How long one job has the store: whoever closes it waits for that.
 const JOB_TIME: Duration = Duration::from_millis(100);
 
@@ -37,18 +41,6 @@ enum Asked {
 }
 
 impl Asked {
-    /// Whoever asked may go away meanwhile.
-    fn answer(self, shared: &Shared, store: &Store) {
-        match self {
-            Self::Event(_, answer) if answer.is_closed() => {}
-            Self::Outcomes(_, answer) if answer.is_closed() => {}
-            Self::Event(seq, answer) => {
-                drop(answer.send(read::get(shared, store, seq).map(|found| found.map(Arc::new))))
-            }
-            Self::Outcomes(seq, answer) => drop(answer.send(read::outcomes(shared, store, seq))),
-        }
-    }
-
     fn refuse(self, error: StorageError) {
         match self {
             Self::Event(_, answer) => drop(answer.send(Err(error))),
@@ -81,14 +73,49 @@ impl Gets {
         another
     }
 
-    /// Reads the oldest, one after the other: one that breaks off takes none of the others with it.
+    /// Reads the oldest: events one after the other, what came of neighbours at once.
     fn read(&self, shared: &Shared, store: &Store) -> Result<(), StorageError> {
         let until = Instant::now() + JOB_TIME;
         while Instant::now() < until {
-            let Some(asked) = self.waiting().asked.pop_front() else { break };
-            asked.answer(shared, store);
+            let asked: Vec<_> = {
+                let mut waiting = self.waiting();
+                let count = waiting.asked.len().min(AT_ONCE);
+                waiting.asked.drain(..count).collect()
+            };
+            if asked.is_empty() {
+                break;
+            }
+            let mut outcomes = Vec::new();
+            for asked in asked {
+                match asked {
+                    // Whoever asked may go away meanwhile.
+                    Asked::Event(_, answer) if answer.is_closed() => {}
+                    Asked::Outcomes(_, answer) if answer.is_closed() => {}
+                    Asked::Event(seq, answer) => {
+                        drop(answer.send(read::get(shared, store, seq).map(|found| found.map(Arc::new))));
+                    }
+                    Asked::Outcomes(seq, answer) => outcomes.push((seq, answer)),
+                }
+            }
+            outcomes.sort_by_key(|(seq, _)| *seq);
+            for run in outcomes.chunk_by_mut(|(one, _), (next, _)| next.0 - one.0 <= NEIGHBOURS_APART) {
+                answer_run(shared, store, run);
+            }
         }
         Ok(())
+    }
+}
+
+/// Answers what came of neighbours, in one scan: finding the place where it begins costs more than going on from there.
+fn answer_run(shared: &Shared, store: &Store, run: &mut [(Seq, Answer<Vec<Outcome>>)]) {
+    let seqs: Vec<Seq> = run.iter().map(|(seq, _)| *seq).collect();
+    let found = match &seqs[..] {
+        [seq] => vec![read::outcomes(shared, store, *seq)],
+        _ => read::outcomes_of_several(shared, store, &seqs),
+    };
+    for ((_, answer), found) in run.iter_mut().zip(found) {
+        let (unasked, _) = oneshot::channel();
+        drop(std::mem::replace(answer, unasked).send(found));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is asked of the store: bounded in work, exact in its answers. Runs on the blocking pool.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nexus_core::ids::{FunctionName, InvocationId, Seq};
@@ -7,6 +8,7 @@ use nexus_core::outcome::Outcome;
 use nexus_core::record::Record;
 
 use super::codec::{self, Envelope, Kind};
+use super::core::again;
 use super::shared::Shared;
 use super::store::{Store, failed};
 use crate::contract::{DeadLetter, EventQuery, Page, Parked, StorageError};
@@ -91,6 +93,46 @@ pub(crate) fn outcomes(shared: &Shared, store: &Store, seq: Seq) -> Result<Vec<O
         return Ok(Vec::new());
     }
     outcomes_of(store, seq)
+}
+
+/// The same of several events, in the order of their places, which must be that of the log; some events may be named twice.
+pub(crate) fn outcomes_of_several(
+    shared: &Shared,
+    store: &Store,
+    seqs: &[Seq],
+) -> Vec<Result<Vec<Outcome>, StorageError>> {
+    let floor = shared.floor();
+    let mut found: BTreeMap<Seq, Result<Vec<Outcome>, StorageError>> =
+        seqs.iter().filter(|seq| **seq >= floor).map(|seq| (*seq, Ok(Vec::new()))).collect();
+    let (Some(first), Some(last)) = (found.keys().next().copied(), found.keys().last().copied()) else {
+        return seqs.iter().map(|_| Ok(Vec::new())).collect();
+    };
+    for entry in store.outcomes.range(codec::pair(first, 0)..=codec::pair(last, u64::MAX)) {
+        let read = entry.into_inner().map_err(failed).and_then(|(key, value)| Ok((codec::unpair(&key)?.0, value)));
+        let (seq, value) = match read {
+            Ok(read) => read,
+            // Nobody knows whose it was.
+            Err(error) => return seqs.iter().map(|_| Err(again(&error))).collect(),
+        };
+        let Some(outcomes) = found.get_mut(&seq) else { continue };
+        let outcome = codec::decode_outcome(&value);
+        match (outcomes.as_mut(), outcome) {
+            (Ok(all), Ok(outcome)) if all.len() < OUTCOMES_MAX => all.push(outcome),
+            (Ok(_), Err(error)) => *outcomes = Err(error),
+            (Ok(_) | Err(_), _) => {}
+        }
+    }
+    let mut of = |(at, seq): (usize, &Seq)| {
+        // Whoever asks last for one takes it.
+        let again_soon = seqs.get(at + 1) == Some(seq);
+        match found.get(seq) {
+            Some(Ok(outcomes)) if again_soon => Ok(outcomes.clone()),
+            Some(Err(error)) => Err(again(error)),
+            Some(Ok(_)) => found.remove(seq).unwrap_or_else(|| Ok(Vec::new())),
+            None => Ok(Vec::new()),
+        }
+    };
+    seqs.iter().enumerate().map(&mut of).collect()
 }
 
 /// The same of an event that is known to be there.
