@@ -108,12 +108,29 @@ pub enum How {
         seen_as: InvocationId,
         /// The configuration that it had.
         config: Arc<FunctionConfig>,
+        /// That invocation was a live replay: of this replay, and whether it had the event's own key.
+        was_live: Option<(ReplayId, bool)>,
     },
 }
 
 impl How {
-    fn same_key(&self) -> bool {
-        !matches!(self, Self::Live { same_key: false })
+    /// Of a live replay: whether it has the event's own key.
+    fn live(&self) -> Option<bool> {
+        match self {
+            Self::Live { same_key } => Some(*same_key),
+            Self::Recorded { .. } => None,
+        }
+    }
+}
+
+impl Replay {
+    /// What a live replay gives the function for a key of its own, or gave it when it was recorded.
+    fn own_key(&self) -> Option<ReplayId> {
+        match self.how {
+            How::Live { same_key: false } => Some(self.id),
+            How::Recorded { was_live: Some((id, false)), .. } => Some(id),
+            How::Live { same_key: true } | How::Recorded { .. } => None,
+        }
     }
 }
 
@@ -187,6 +204,7 @@ impl Line {
             load_ns: cold.map(nanos),
             replay_of: delivery.replay.as_ref().and_then(|r| r.of),
             replay_id: delivery.replay.as_ref().map(|r| r.id),
+            live: delivery.replay.as_ref().and_then(|r| r.how.live()),
             emitted: Vec::new(),
             memory_bytes: finished.memory_bytes,
             output: output::kept(&finished.answer),
@@ -287,6 +305,7 @@ impl Line {
             load_ns: None,
             replay_of: None,
             replay_id: None,
+            live: None,
             emitted: Vec::new(),
             memory_bytes: None,
             output: None,
@@ -375,6 +394,7 @@ impl Line {
             let cause = match delivery.replay.as_ref().map(|replay| &replay.how) {
                 // A live replay is a new run in its own right: what it emits is not what the first run emitted.
                 Some(How::Live { .. }) => format!("{id} {index}"),
+                Some(How::Recorded { was_live: Some(_), seen_as, .. }) => format!("{seen_as} {index}"),
                 Some(How::Recorded { .. }) | None => {
                     let event = &record.entry.event;
                     format!("{} {} {function} {index}", event.source, event.id)
@@ -458,9 +478,9 @@ fn as_seen(delivery: &Delivery, trace: &TraceContext) -> Event {
     if let Some(state) = &trace.tracestate {
         set("tracestate", state.clone());
     }
-    let cause = match &delivery.replay {
-        Some(replay) if !replay.how.same_key() => format!("{} {} {} {function}", replay.id, event.source, event.id),
-        Some(_) | None => format!("{} {} {function}", event.source, event.id),
+    let cause = match delivery.replay.as_ref().and_then(Replay::own_key) {
+        Some(replay) => format!("{replay} {} {} {function}", event.source, event.id),
+        None => format!("{} {} {function}", event.source, event.id),
     };
     set("idempotencykey", nexus_core::ids::Digest::of(cause.as_bytes()).hex()[..32].to_owned());
     seen

@@ -188,9 +188,6 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The most that `timeout_ms` may be.
-    pub const TIMEOUT_MS_MAX: u64 = 900_000;
-
     /// The longest one invocation may take.
     pub fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
@@ -316,7 +313,7 @@ impl FunctionConfig {
                 .validate()
                 .map_err(|(key, why)| InvalidConfig { field: format!("schedules[{i}].event.{key}"), why })?;
         }
-        range("limits.timeout_ms", self.limits.timeout_ms, 1, Limits::TIMEOUT_MS_MAX)?;
+        range("limits.timeout_ms", self.limits.timeout_ms, 1, 900_000)?;
         range("limits.memory_mb", u64::from(self.limits.memory_mb), 1, 4096)?;
         range("limits.concurrency", u64::from(self.limits.concurrency), 1, 1000)?;
         self.retry.validate("retry")?;

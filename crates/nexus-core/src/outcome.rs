@@ -231,6 +231,9 @@ pub struct Outcome {
     /// The replay that asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_id: Option<ReplayId>,
+    /// Of a live replay: whether it had the event's own idempotency key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<bool>,
     /// The ids of the events that it emitted.
     pub emitted: Vec<String>,
     /// Bytes of its linear memory at its end, when it is largest. Absent where that is not known.

@@ -159,6 +159,7 @@ impl Guest {
         let deadline = self.started + self.timeout;
         // A replay of one that was stopped, once it has made all the calls that were recorded: it may never make another.
         let cut = self.started + self.config.limits.timeout();
+        let debugged = self.loaded.engine.config.closer.debugger;
         let tape = self.tape.clone();
         let looked_at = self.loaded.engine.config.closer.samples.then(|| self.loaded.engine.clone());
         store.set_epoch_deadline(1);
@@ -168,7 +169,8 @@ impl Guest {
             }
             if let Some(over) = tape.over() {
                 Err(over)
-            } else if Instant::now() >= deadline || (tape.is_played_to_its_cut() && Instant::now() >= cut) {
+            } else if Instant::now() >= deadline || (!debugged && tape.is_played_to_its_cut() && Instant::now() >= cut)
+            {
                 Err(TimeUp.into())
             } else {
                 Ok(UpdateDeadline::Yield(1))

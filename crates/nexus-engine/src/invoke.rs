@@ -27,6 +27,9 @@ const TIMEOUT_SLACK: Duration = Duration::from_millis(20);
 /// How many times its timeout a replay may take: it may run on a slower or a busier machine.
 const REPLAY_PATIENCE: u32 = 10;
 
+/// How long one may take that a debugger looks at.
+const DEBUGGED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// One run of a function.
 pub struct Invocation {
     /// Its id.
@@ -108,6 +111,8 @@ impl Loaded {
             Journaling::Replay { .. } => (own * REPLAY_PATIENCE, own * REPLAY_PATIENCE),
             Journaling::Off | Journaling::Record { .. } | Journaling::Answer { .. } => (own, own),
         };
+        // Somebody looks at it step by step.
+        let timeout = if bounds.closer.debugger { DEBUGGED } else { timeout };
         // The pool has a place for each permit; waiting here is back-pressure, an exhausted pool would be an error.
         let place = self.profile_engine().places.clone().acquire_many_owned(self.places).await;
         let mounted = !config.mounts.is_empty();

@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Context;
 use nexus_core::clock::SystemClock;
@@ -85,7 +84,7 @@ async fn replay(
     args.fill_in(&mut request)?;
     // The version is the component's: a case has no others.
     let function = request.function.take().map(|function| function.name.to_string());
-    let same = case.set_up(&line, function.as_deref(), component.into(), args.closer.debug()).await;
+    let same = case.set_up(&line, function.as_deref(), component.into()).await;
     let same = same.map_err(|e| Failure::failed(e.to_string()))?;
     if !same {
         eprintln!("nexus: the component is not the one that ran: it gets the recorded answers to what it asks");
@@ -95,15 +94,12 @@ async fn replay(
     let replays = Replays::new(line, tasks.clone(), stop);
     tasks.close();
     args.closer.before().await?;
-    let began = Instant::now();
-    let mut runs = 0;
-    let view = loop {
-        let id = replays.start(request.clone()).await.map_err(|e| Failure::failed(e.to_string()))?;
-        tasks.wait().await;
-        runs += 1;
-        if args.closer.repeat().is_none_or(|time| began.elapsed() >= time) {
-            break replays.get(id).await.map_err(|e| Failure::failed(e.to_string()))?.context("the replay is gone")?;
-        }
+    let id = replays.start(request.clone()).await.map_err(|e| Failure::failed(e.to_string()))?;
+    tasks.wait().await;
+    let view = replays.get(id).await.map_err(|e| Failure::failed(e.to_string()))?.context("the replay is gone")?;
+    let runs = match args.closer.repeat() {
+        Some(time) => 1 + replays.repeat(&request, time).await.map_err(|e| Failure::failed(e.to_string()))?,
+        None => 1,
     };
     args.closer.after(&engine, runs)?;
     let view: Value = serde_json::to_value(view).map_err(anyhow::Error::from)?;

@@ -1,6 +1,8 @@
 //! A closer look at one replay, in this process: where it is on a CPU, what it was like when it trapped, a debugger.
 
 use std::collections::HashMap;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,11 +42,6 @@ impl CloserArgs {
         self.debug || self.profile.is_some() || self.core_dump.is_some()
     }
 
-    /// Whether somebody will look at it step by step: then its time is not up soon.
-    pub fn debug(&self) -> bool {
-        self.debug
-    }
-
     /// For how long it is run again and again.
     pub fn repeat(&self) -> Option<Duration> {
         self.profile.as_ref().map(|_| Duration::from_secs(self.profile_seconds))
@@ -82,9 +79,11 @@ impl CloserArgs {
             let stacks = engine.take_stacks();
             let samples: u64 = stacks.values().sum();
             if samples == 0 {
-                return Err(Failure::failed(format!(
-                    "no sample in {runs} runs: the function's own code runs for too short a time each; let it run longer (--profile-seconds)"
-                )));
+                eprintln!(
+                    "nexus: no sample in {runs} runs, and no profile: the function's own code runs for too short a time in each; \
+                     give it longer (--profile-seconds)"
+                );
+                return Ok(());
             }
             let folded = folded(stacks);
             let what = format!("{samples} samples in {runs} runs");
@@ -104,8 +103,11 @@ fn is_traced() -> anyhow::Result<bool> {
     Ok(tracer.is_some_and(|pid| pid.trim() != "0"))
 }
 
+/// For its owner alone: a function's memory may have secrets in it.
 fn write(path: &Path, bytes: &[u8], what: &str) -> Result<(), Failure> {
-    std::fs::write(path, bytes).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| file.write_all(bytes));
+    written.map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
     eprintln!("nexus: {} ({what}, {} bytes)", path.display(), bytes.len());
     Ok(())
 }
@@ -141,21 +143,23 @@ pub async fn fetch(
     let json = client.text(&format!("/v1/events/{}/export{source}", encoded(id))).await?;
     let case = Case::read(json.as_bytes()).map_err(|e| Failure::failed(e.to_string()))?;
     let ran = case.ran();
-    let named = |name: &FunctionName| ran.iter().find(|(ran, _)| ran == name);
     let (name, version) = match (function, &ran[..]) {
-        (Some(FunctionRef { name, version: Some(version) }), _) => (name.clone(), *version),
-        (Some(FunctionRef { name, version: None }), _) => named(name)
-            .cloned()
-            .ok_or_else(|| Failure::failed(format!("{name} has not run on this event; it ran: {}", names(&ran))))?,
-        (None, [one]) => one.clone(),
-        (None, _) => return Err(Failure::usage(format!("say which --function; these ran: {}", names(&ran)))),
+        (Some(FunctionRef { name, version: Some(version) }), _) => (name.clone(), version.to_string()),
+        // As on the server: its current version.
+        (Some(FunctionRef { name, version: None }), _) => (name.clone(), current(client, name).await?),
+        (None, [(name, version)]) => (name.clone(), version.to_string()),
+        (None, _) => {
+            let names = ran.iter().map(|(name, version)| format!("{name}@{version}")).collect::<Vec<_>>().join(", ");
+            return Err(Failure::usage(format!("say which --function; these ran: {names}")));
+        }
     };
-    let component = component(client, &name, &version.to_string()).await?;
+    let component = component(client, &name, &version).await?;
     Ok((case, component))
 }
 
-fn names(ran: &[(FunctionName, nexus_core::ids::Version)]) -> String {
-    ran.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(", ")
+/// The current version of a function.
+pub async fn current(client: &Client, name: &FunctionName) -> Result<String, Failure> {
+    Ok(client.get(&format!("/v1/functions/{name}")).await?["version"].to_string())
 }
 
 /// The bytes of a version, from the server.

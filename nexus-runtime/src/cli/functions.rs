@@ -77,7 +77,7 @@ pub async fn run(args: FunctionsArgs, client: &Client) -> Done {
         Command::Component { function: FunctionRef { name, version }, file } => {
             let version = match version {
                 Some(version) => version.to_string(),
-                None => text(&client.get(&format!("/v1/functions/{name}")).await?["version"]),
+                None => closer::current(client, &name).await?,
             };
             let component = closer::component(client, &name, &version).await?;
             if file.as_os_str() == "-" {

@@ -48,7 +48,7 @@ pub async fn resume(gateway: State<Shared>, id: Path<String>) -> Result<Response
 
 async fn tell(State(gateway): State<Shared>, Path(id): Path<String>, order: Order) -> Result<Response, Problem> {
     let id: ReplayId = id.parse()?;
-    if gateway.replays.tell(id, order) {
+    if gateway.replays.tell(id, order).await? {
         return get(State(gateway), Path(id.to_string())).await;
     }
     match gateway.replays.get(id).await? {

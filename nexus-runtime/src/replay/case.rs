@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nexus_core::function::{FunctionConfig, FunctionKind, Limits};
+use nexus_core::function::{FunctionConfig, FunctionKind};
 use nexus_core::ids::{Digest, FunctionName, Seq, Version};
 use nexus_core::journal;
 use nexus_core::outcome::{Disposition, Outcome};
@@ -106,29 +106,19 @@ impl Case {
     }
 
     /// Puts one delivery into an empty log and catalog, as if it had happened there, with this component as the function's only
-    /// version. The result says whether it is the one that ran. `patient`: somebody looks at it step by step; it has as much time as
-    /// there can be.
-    pub async fn set_up(
-        mut self,
-        line: &Line,
-        function: Option<&str>,
-        component: Bytes,
-        patient: bool,
-    ) -> Result<bool, CaseError> {
+    /// version. The result says whether it is the one that ran.
+    pub async fn set_up(mut self, line: &Line, function: Option<&str>, component: Bytes) -> Result<bool, CaseError> {
         let has = self.deliveries.iter().map(|delivery| delivery.function.to_string()).collect();
         let wanted = |delivery: &CaseDelivery| function.is_none_or(|name| delivery.function.as_str() == name);
         let Some(at) = self.deliveries.iter().position(wanted) else {
             return Err(CaseError::Function { wanted: function.unwrap_or_default().to_owned(), has });
         };
-        let CaseDelivery { function, digest, mut config, mut outcome, emitted, .. } = self.deliveries.swap_remove(at);
+        let CaseDelivery { function, digest, config, mut outcome, emitted, .. } = self.deliveries.swap_remove(at);
         let same = Digest::of(&component) == digest;
         let failed = |error: &dyn std::fmt::Display| CaseError::Other(anyhow::anyhow!("{error}"));
         line.catalog.deploy(&function, component).await.map_err(|e| failed(&e))?;
         let kept = outcome.journal.as_ref().ok_or_else(|| CaseError::Not("it has no journal".into()))?;
         let journal = journal::read(kept).map_err(|damaged| CaseError::Not(damaged.to_string()))?;
-        if patient {
-            config.limits.timeout_ms = Limits::TIMEOUT_MS_MAX;
-        }
         line.catalog.keep_config(journal.header.config, &config).await.map_err(|e| failed(&e))?;
         // What it is replayed with was kept just now. Its folders are of another host, and a replay has none.
         let here = FunctionConfig { mounts: Vec::new(), ..config };

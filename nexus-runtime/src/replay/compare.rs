@@ -13,22 +13,33 @@ use crate::line::Delivered;
 
 /// System calls by which something outside of the process can be reached or changed. Guests have none of them but by the host, and
 /// in a replay the host answers from the journal.
-const OUTWARD: [&str; 33] = [
+const OUTWARD: [&str; 46] = [
     "accept",
     "accept4",
     "bind",
+    "chmod",
+    "chown",
     "connect",
+    "copy_file_range",
     "creat",
     "execve",
     "execveat",
     "fallocate",
+    "fchmod",
+    "fchmodat",
+    "fchown",
+    "fchownat",
     "fork",
     "ftruncate",
+    "futimesat",
+    "io_uring_enter",
     "link",
     "linkat",
     "listen",
     "mkdir",
     "mkdirat",
+    "mknod",
+    "mknodat",
     "open",
     "openat",
     "openat2",
@@ -38,6 +49,7 @@ const OUTWARD: [&str; 33] = [
     "renameat",
     "renameat2",
     "rmdir",
+    "sendfile",
     "sendmmsg",
     "sendmsg",
     "sendto",
@@ -47,6 +59,7 @@ const OUTWARD: [&str; 33] = [
     "truncate",
     "unlink",
     "unlinkat",
+    "utimensat",
 ];
 
 /// Lines that are shown of what a guest had printed when it left the recording: the last ones.

@@ -18,6 +18,7 @@ use crate::gateway::http_event;
 use crate::line::{Delivered, Delivery, How, Line, Replay};
 
 /// One delivery to be made again.
+#[derive(Clone)]
 pub(super) struct Item {
     record: Arc<Record>,
     entry: Arc<Entry>,
@@ -91,7 +92,9 @@ pub(super) async fn of(
 fn first(outcomes: &[Outcome], wanted: InvocationId) -> InvocationId {
     let is_it = |outcome: &&Outcome| outcome.invocation_id == wanted;
     match outcomes.iter().find(is_it) {
-        Some(replay) if replay.disposition == Disposition::Replayed && replay.journal.is_none() => {
+        Some(replay)
+            if replay.disposition == Disposition::Replayed && replay.live.is_none() && replay.journal.is_none() =>
+        {
             replay.replay_of.unwrap_or(wanted)
         }
         Some(_) | None => wanted,
@@ -313,7 +316,9 @@ impl Item {
             }
             false => Journaling::Answer { journal: journal.clone(), allow_live: request.allow_live },
         };
-        Ok(Recorded { how: How::Recorded { journaling, seen_as: before.invocation_id, config }, journal, exactly })
+        let was_live = before.replay_id.zip(before.live);
+        let how = How::Recorded { journaling, seen_as: before.invocation_id, config, was_live };
+        Ok(Recorded { how, journal, exactly })
     }
 
     /// The events that the recorded invocation emitted. `None`: they are not all there any more.

@@ -44,6 +44,11 @@ const CONCURRENCY: usize = 100;
 /// Events of a filter that are done before it is looked whether it is time to keep how far it has come, and how often that is.
 const PART: usize = 4096;
 const SAVE_PERIOD: Duration = Duration::from_secs(1);
+/// A part ends when it has taken so long, so that a slow function's replay is kept now and then too.
+const PART_TIME: Duration = Duration::from_secs(5);
+/// How long an order waits for a replay of this runtime's that is not yet gone on with, and how often it looks.
+const ADOPTED_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 struct Running {
     results: Results,
@@ -168,6 +173,19 @@ impl Replays {
         Ok(id)
     }
 
+    /// The same again and again until the time is over, for whoever looks at where that goes; how often it was.
+    pub async fn repeat(&self, request: &ReplayRequest, time: Duration) -> Result<usize, ReplayError> {
+        let (began, items, id) = (Instant::now(), self.items(request).await?, ReplayId::generate());
+        let mut runs = 0;
+        while began.elapsed() < time {
+            for item in &items {
+                item.clone().replay(&self.line, id, request).await;
+            }
+            runs += 1;
+        }
+        Ok(runs)
+    }
+
     fn spawn(self: &Arc<Self>, id: ReplayId, request: ReplayRequest, work: Work, orders: Orders) {
         let this = self.clone();
         self.tasks.spawn(async move { this.run(id, Arc::new(request), work, orders).await });
@@ -282,7 +300,24 @@ impl Replays {
     }
 
     /// Tells a replay that runs here what to do. `false` if there is none.
-    pub fn tell(&self, id: ReplayId, order: Order) -> bool {
+    pub async fn tell(&self, id: ReplayId, order: Order) -> Result<bool, ReplayError> {
+        let mut patience = ADOPTED_WITHIN;
+        loop {
+            if self.tell_here(id, order) {
+                return Ok(true);
+            }
+            // After a restart it takes a moment until its own are gone on with.
+            let kept = kept::one(&self.line.storage.registry, id).await?;
+            let soon = kept.is_some_and(|(kept, _)| kept.owner == self.me() && !kept.view.status.is_over());
+            if !soon || patience.is_zero() || self.stop.is_cancelled() {
+                return Ok(false);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+            patience = patience.saturating_sub(LOOK_AGAIN);
+        }
+    }
+
+    fn tell_here(&self, id: ReplayId, order: Order) -> bool {
         let replays = self.replays.lock();
         let Some(running) = replays.0.get(&id) else { return false };
         match order {
@@ -411,6 +446,7 @@ impl Replays {
                     return self.forget(id);
                 }
                 self.wait_while_held(id, orders).await;
+                self.with(id, |results| results.set(Status::Running));
             }
             if orders.stop.is_cancelled() {
                 break;
@@ -425,8 +461,11 @@ impl Replays {
                 return self.forget(id);
             }
         }
-        // A server that stops leaves it to be gone on with.
+        // A server that stops leaves it to be gone on with, from here.
         if self.stop.is_cancelled() {
+            if let Some(first) = left.first() {
+                self.save(id, request, *first, &mut saved).await;
+            }
             return;
         }
         let aborted = orders.stop.is_cancelled();
@@ -488,10 +527,13 @@ impl Replays {
         let permits = Arc::new(Semaphore::new(at_once));
         let mut running = JoinSet::new();
         let mut begun = 0;
-        while !jobs.is_empty() {
+        let until = Instant::now() + PART_TIME;
+        while !jobs.is_empty() && (begun == 0 || Instant::now() < until) {
             if let Some(pace) = pace {
                 tokio::select! {
                     () = orders.stop.cancelled() => {}
+                    // Its sender is with the replay, which is there while it runs.
+                    Ok(()) = orders.held.changed() => {}
                     _ = pace.tick() => {}
                 }
             }

@@ -32,7 +32,7 @@ pub enum Entry {
     Body(u32, Read),
     /// So many bytes of that body were left out by the guest, or why not.
     Skipped(u32, Result<u64, Read>),
-    /// The trailers of some answer.
+    /// The trailers of some answer; written by releases that did not say of which.
     Trailers(Got),
     /// How much may be written to a body.
     MayWrite(Whose, Wrote),
@@ -56,6 +56,8 @@ pub enum Entry {
     FileSkipped(u32, Result<u64, Read>),
     /// The error of a stream as one of files, if it is one.
     FileError(Option<String>),
+    /// The trailers of the answer to the request of this number.
+    TrailersOf(u32, Got),
 }
 
 /// What was answered about a file or a folder.

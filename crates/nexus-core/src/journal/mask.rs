@@ -15,8 +15,8 @@ const NAME_BYTES_MAX: usize = 256;
 /// Replaces the values of JSON members of these names, wherever they are, piece by piece as a body comes: each byte of a string by
 /// `*`, each digit of a number by `1`. What is left is JSON of the same length, so that a guest reads it in the same pieces.
 ///
-/// Names are compared as they are written; one that is written with escapes (`"p\u0061ss"`) is another. What is no JSON is left as
-/// it is.
+/// Names are compared as they are written; one that is written with escapes (`"p\u0061ss"`) is another. JSON within a string of JSON,
+/// what is compressed, and what is no JSON is left as it is. A string that goes over the end of a line is none: there it begins anew.
 #[derive(Clone, Debug, Default)]
 pub struct Mask {
     depth: usize,
@@ -28,18 +28,29 @@ pub struct Mask {
     named: bool,
     /// How deep the member is whose value is replaced.
     within: Option<usize>,
+    /// It is not known where in the body this is.
+    lost: bool,
 }
 
 impl Mask {
     /// Goes on with the next piece.
     pub fn apply(&mut self, names: &[String], bytes: &mut [u8]) {
         for byte in bytes {
-            if self.in_string {
+            if self.lost {
+                *byte = b'*';
+            } else if self.in_string && *byte == b'\n' {
+                *self = Self::default();
+            } else if self.in_string {
                 self.string(names, byte);
             } else {
                 self.outside(byte);
             }
         }
+    }
+
+    /// Some of the body is left out: from here on all of it is replaced.
+    pub fn lose(&mut self) {
+        self.lost = true;
     }
 
     fn string(&mut self, names: &[String], byte: &mut u8) {
@@ -101,6 +112,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_behind_a_gap_is_replaced_whole() {
+        let names = ["card".to_owned()];
+        let (mut mask, mut before, mut after) = (Mask::default(), *b"{\"a\":1", *b"42}");
+        mask.apply(&names, &mut before);
+        mask.lose();
+        mask.apply(&names, &mut after);
+        assert_eq!((&before, &after), (b"{\"a\":1", b"***"));
+    }
+
+    #[test]
     fn values_of_these_names_are_replaced_and_nothing_else() {
         for (text, expected) in [
             (r#"{"password":"hush","user":"me"}"#, r#"{"password":"****","user":"me"}"#),
@@ -117,6 +138,7 @@ mod tests {
             (r#"{"password":"a"}{"x":"b"}"#, r#"{"password":"*"}{"x":"b"}"#),
             ("password=hush", "password=hush"),
             ("}}}]]] \"", "}}}]]] \""),
+            ("data: it\"s\n{\"card\":\"x\"}", "data: it\"s\n{\"card\":\"*\"}"),
         ] {
             for piece in 1..=text.len() {
                 assert_eq!(masked(text, piece), expected, "in pieces of {piece}");

@@ -1,6 +1,7 @@
 //! The answers of a journal for whoever asks the same, in whatever order: another version of the function, or another payload.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,8 +27,8 @@ pub struct Unmatched {
 /// What a recorded request came to.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Came {
-    /// An answer, as much of it as the guest read then, and how it ended there.
-    Answer(Head, Vec<Bytes>, Ended),
+    /// An answer, as much of it as the guest read then, how it ended there, and its trailers.
+    Answer(Head, Vec<Bytes>, Ended, Option<Head>),
     /// A failure.
     Failed(HttpFailure),
     /// The guest never looked.
@@ -47,7 +48,19 @@ pub(crate) enum Ended {
 }
 
 /// What the recorded guest read, piece by piece, and how that ended.
-type Content = (Vec<Bytes>, Ended);
+pub(crate) type Content = (Arc<Vec<Bytes>>, Ended);
+
+/// Of a stream of a file, what was read, and whether more is known of it.
+#[derive(Default)]
+struct FileContent {
+    pieces: Arc<Vec<Bytes>>,
+    ended: Ended,
+    /// Something was left out: what comes then is not known.
+    gap: bool,
+}
+
+/// Requests and questions without an answer that are told.
+const UNMATCHED_MAX: usize = 1000;
 
 /// What becomes of a request.
 pub(crate) enum Answer {
@@ -65,10 +78,13 @@ pub(crate) fn whole(uri: &http::Uri) -> String {
 
 type Sending = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>;
 
+/// How a question for the next name in a folder begins: there is another answer each time.
+const NEXT_NAME: &str = "read-directory-entry ";
+
 /// A recorded answer as one that came over the network.
 pub(crate) fn recorded(came: Came) -> Sending {
-    let (head, chunks, ended) = match came {
-        Came::Answer(head, chunks, ended) => (head, chunks, ended),
+    let (head, chunks, ended, trailers) = match came {
+        Came::Answer(head, chunks, ended, trailers) => (head, chunks, ended, trailers),
         Came::Failed(failure) => {
             return Err(known(&failure).map_or(Error::InternalError(Some(failure.to_string())), Error::from));
         }
@@ -79,12 +95,12 @@ pub(crate) fn recorded(came: Came) -> Sending {
         }
     };
     let frames = chunks.into_iter().map(|chunk| Ok(Frame::data(chunk)));
-    let broke = match ended {
-        Ended::Whole => None,
+    let last = match ended {
+        Ended::Whole => trailers.map(|trailers| Ok(Frame::trailers(header_map(&trailers.headers)))),
         Ended::Broke(why) => Some(Err(Error::InternalError(Some(why)))),
         Ended::Unread => Some(Err(Error::InternalError(Some("the recorded guest did not read further".into())))),
     };
-    let body = StreamBody::new(stream::iter(frames.chain(broke))).boxed_unsync();
+    let body = StreamBody::new(stream::iter(frames.chain(last))).boxed_unsync();
     let mut response = http::Response::new(body);
     *response.status_mut() = http::StatusCode::from_u16(head.status).map_err(|_| Error::HttpProtocolError)?;
     *response.headers_mut() = header_map(&head.headers);
@@ -98,7 +114,7 @@ pub(crate) struct Answers {
     pub(super) seed: Option<[u8; 32]>,
     exchanges: Vec<(Sent, Came, bool)>,
     files: HashMap<String, VecDeque<Result<FileAnswer, String>>>,
-    streams: HashMap<u32, Content>,
+    streams: HashMap<u32, FileContent>,
     unmatched: Vec<Unmatched>,
     allow_live: bool,
     calls: usize,
@@ -136,7 +152,7 @@ impl Answers {
             }
             Entry::Response(of, Got::Head(head)) => {
                 if let Some(came) = self.came(*of) {
-                    *came = Came::Answer((**head).clone(), Vec::new(), Ended::Unread);
+                    *came = Came::Answer((**head).clone(), Vec::new(), Ended::Unread, None);
                 }
             }
             Entry::Response(of, Got::Failed(failure)) => {
@@ -145,22 +161,25 @@ impl Answers {
                 }
             }
             Entry::Body(of, read) => {
-                if let Some(Came::Answer(_, chunks, ended)) = self.came(*of) {
+                if let Some(Came::Answer(_, chunks, ended, _)) = self.came(*of) {
                     learn_read(chunks, ended, read);
+                }
+            }
+            Entry::TrailersOf(of, Got::Head(head)) => {
+                if let Some(Came::Answer(.., trailers)) = self.came(*of) {
+                    *trailers = Some((**head).clone());
                 }
             }
             Entry::File(asked, answer) => {
                 self.files.entry(asked.clone()).or_default().push_back(answer.clone());
             }
             Entry::FileRead(of, read) => {
-                let (chunks, ended) = self.streams.entry(*of).or_default();
-                learn_read(chunks, ended, read);
+                let content = self.streams.entry(*of).or_default();
+                if !content.gap {
+                    learn_read(Arc::make_mut(&mut content.pieces), &mut content.ended, read);
+                }
             }
-            // As with what is left out of an answer: what came before it is all that is known to be in its place.
-            Entry::FileSkipped(of, Ok(bytes)) if *bytes > 0 => {
-                let stream = self.streams.entry(*of).or_default();
-                *stream = Content::default();
-            }
+            Entry::FileSkipped(of, skipped) if *skipped != Ok(0) => self.streams.entry(*of).or_default().gap = true,
             // What was left out is nowhere: so it ends there.
             Entry::Skipped(of, Ok(bytes)) if *bytes > 0 => {
                 if let Some(came @ Came::Answer(..)) = self.came(*of) {
@@ -198,29 +217,36 @@ impl Answers {
             self.calls += 1;
             return Answer::Recorded(came.clone());
         }
-        self.unmatched.push(Unmatched { request: format!("{method} {url}"), live: self.allow_live });
+        let live = self.allow_live;
+        self.unmatched(|| Unmatched { request: format!("{method} {url}"), live });
         if self.allow_live { Answer::Live } else { Answer::Denied }
     }
 
     /// The answer to what is asked about a file: the first that was not given yet; then the last one again, as a file seldom
     /// changes, but for the names in a folder. What else is asked is not permitted.
     pub(crate) fn file(&mut self, asked: &str) -> Result<FileAnswer, String> {
-        let answers = self.files.entry(asked.to_owned()).or_default();
-        let answer = match answers.front() {
-            Some(answer) if answers.len() == 1 && !matches!(answer, Ok(FileAnswer::Name(_))) => Some(answer.clone()),
+        let answer = self.files.get_mut(asked).and_then(|answers| match answers.front() {
+            Some(answer) if answers.len() == 1 && !asked.starts_with(NEXT_NAME) => Some(answer.clone()),
             _ => answers.pop_front(),
-        };
+        });
         let Some(answer) = answer else {
-            self.unmatched.push(Unmatched { request: asked.to_owned(), live: false });
+            self.unmatched(|| Unmatched { request: asked.to_owned(), live: false });
             return Err("not-permitted".into());
         };
         self.calls += 1;
         answer
     }
 
+    fn unmatched(&mut self, what: impl FnOnce() -> Unmatched) {
+        if self.unmatched.len() < UNMATCHED_MAX {
+            self.unmatched.push(what());
+        }
+    }
+
     /// What was read of the file stream of this number.
     pub(crate) fn read(&self, stream: u32) -> Content {
-        self.streams.get(&stream).cloned().unwrap_or_default()
+        let of = |content: &FileContent| (content.pieces.clone(), content.ended.clone());
+        self.streams.get(&stream).map(of).unwrap_or_default()
     }
 
     pub(super) fn ended(&mut self) -> Replayed {
@@ -230,6 +256,8 @@ impl Answers {
 
 fn learn_read(chunks: &mut Vec<Bytes>, ended: &mut Ended, read: &Read) {
     match read {
+        // The first end is the end: after a failure a stream is closed.
+        _ if *ended != Ended::Unread => {}
         Read::Bytes(bytes) if bytes.is_empty() => {}
         Read::Bytes(bytes) => chunks.push(bytes.clone()),
         Read::Failed(why) => *ended = Ended::Broke(why.clone()),

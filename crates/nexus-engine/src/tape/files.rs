@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::io::{define, define_async};
 use super::told::{Told, error_name, error_of};
+use super::words;
 use crate::host::Host;
 
 /// What stands for a file or a folder in a replay.
@@ -54,13 +55,13 @@ type Answered<T> = wasmtime::Result<(Result<T, ErrorCode>,)>;
 
 /// A method about what is open, and what else is asked with it.
 macro_rules! of_open {
-    ($types:expr, $name:literal, $method:ident($($arg:ident: $ty:ty),*), $asked:literal) => {
+    ($types:expr, $name:literal, $method:ident($($arg:ident: $ty:ty),*), $($asked:tt)*) => {
         define_async!(
             $types,
             "wasi:filesystem/types",
             $name,
             async |host: &mut Host, (fd, $($arg,)*): (Resource<Descriptor>, $($ty,)*)| {
-                let at = ask(host, fd.rep(), None, $name, || format!($asked));
+                let at = ask(host, fd.rep(), None, $name, || format!($($asked)*));
                 if let Some(told) = told(host, at.as_ref())? {
                     return Ok((told,));
                 }
@@ -73,9 +74,9 @@ macro_rules! of_open {
 
 /// The same of one that does not wait.
 macro_rules! of_open_now {
-    ($types:expr, $name:literal, $method:ident($($arg:ident: $ty:ty),*), $asked:literal) => {
+    ($types:expr, $name:literal, $method:ident($($arg:ident: $ty:ty),*), $($asked:tt)*) => {
         define!($types, "wasi:filesystem/types", $name, |host: &mut Host, (fd, $($arg,)*): (Resource<Descriptor>, $($ty,)*)| {
-            let at = ask(host, fd.rep(), None, $name, || format!($asked));
+            let at = ask(host, fd.rep(), None, $name, || format!($($asked)*));
             if let Some(told) = told(host, at.as_ref())? {
                 return Ok((told,));
             }
@@ -87,13 +88,13 @@ macro_rules! of_open_now {
 
 /// A method about a path below an open folder.
 macro_rules! of_path {
-    ($types:expr, $name:literal, $method:ident($($before:ident: $before_ty:ty,)* @path $(, $after:ident: $after_ty:ty)*), $asked:literal) => {
+    ($types:expr, $name:literal, $method:ident($($before:ident: $before_ty:ty,)* @path $(, $after:ident: $after_ty:ty)*), $($asked:tt)*) => {
         define_async!(
             $types,
             "wasi:filesystem/types",
             $name,
             async |host: &mut Host, (fd, $($before,)* path, $($after,)*): (Resource<Descriptor>, $($before_ty,)* String, $($after_ty,)*)| {
-                let at = ask(host, fd.rep(), Some(&path), $name, || format!($asked));
+                let at = ask(host, fd.rep(), Some(&path), $name, || format!($($asked)*));
                 if let Some(told) = told(host, at.as_ref())? {
                     return Ok((told,));
                 }
@@ -125,31 +126,31 @@ pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     of_open_now!(types, "[method]descriptor.read-via-stream", read_via_stream(offset: u64), "from {offset}");
     of_open_now!(types, "[method]descriptor.write-via-stream", write_via_stream(offset: u64), "from {offset}");
     of_open_now!(types, "[method]descriptor.append-via-stream", append_via_stream(), "");
-    of_open!(types, "[method]descriptor.advise", advise(offset: u64, len: u64, advice: Advice), "{len} from {offset}: {advice:?}");
+    of_open!(types, "[method]descriptor.advise", advise(offset: u64, len: u64, advice: Advice), "{len} from {offset}: {}", words::advice(advice));
     of_open!(types, "[method]descriptor.sync-data", sync_data(), "");
     of_open!(types, "[method]descriptor.get-flags", get_flags(), "");
     of_open!(types, "[method]descriptor.get-type", get_type(), "");
     of_open!(types, "[method]descriptor.set-size", set_size(size: u64), "{size}");
-    of_open!(types, "[method]descriptor.set-times", set_times(read: NewTimestamp, written: NewTimestamp), "{read:?}, {written:?}");
+    of_open!(types, "[method]descriptor.set-times", set_times(read: NewTimestamp, written: NewTimestamp), "{}, {}", words::time(&read), words::time(&written));
     of_open!(types, "[method]descriptor.read", read(len: u64, offset: u64), "{len} from {offset}");
     define_async!(types, "wasi:filesystem/types", "[method]descriptor.write", write);
     of_open!(types, "[method]descriptor.read-directory", read_directory(), "");
     of_open!(types, "[method]descriptor.sync", sync(), "");
     of_path!(types, "[method]descriptor.create-directory-at", create_directory_at(@path), "");
     of_open!(types, "[method]descriptor.stat", stat(), "");
-    of_path!(types, "[method]descriptor.stat-at", stat_at(how: PathFlags, @path), "{how:?}");
+    of_path!(types, "[method]descriptor.stat-at", stat_at(how: PathFlags, @path), "{}", words::how(how));
     of_path!(
         types,
         "[method]descriptor.set-times-at",
         set_times_at(how: PathFlags, @path, read: NewTimestamp, written: NewTimestamp),
-        "{how:?}, {read:?}, {written:?}"
+        "{}, {}, {}", words::how(how), words::time(&read), words::time(&written)
     );
     define_async!(types, "wasi:filesystem/types", "[method]descriptor.link-at", link_at);
     of_path!(
         types,
         "[method]descriptor.open-at",
         open_at(how: PathFlags, @path, open: OpenFlags, flags: DescriptorFlags),
-        "{how:?}, {open:?}, {flags:?}"
+        "{} {}", words::how(how), words::open(open, flags)
     );
     of_path!(types, "[method]descriptor.readlink-at", readlink_at(@path), "");
     of_path!(types, "[method]descriptor.remove-directory-at", remove_directory_at(@path), "");
@@ -158,7 +159,7 @@ pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     of_path!(types, "[method]descriptor.unlink-file-at", unlink_file_at(@path), "");
     define_async!(types, "wasi:filesystem/types", "[method]descriptor.is-same-object", is_same_object);
     of_open!(types, "[method]descriptor.metadata-hash", metadata_hash(), "");
-    of_path!(types, "[method]descriptor.metadata-hash-at", metadata_hash_at(how: PathFlags, @path), "{how:?}");
+    of_path!(types, "[method]descriptor.metadata-hash-at", metadata_hash_at(how: PathFlags, @path), "{}", words::how(how));
     define_async!(
         types,
         "wasi:filesystem/types",
@@ -266,8 +267,9 @@ async fn link_at(
     host: &mut Host,
     (fd, how, from, other, to): (Resource<Descriptor>, PathFlags, String, Resource<Descriptor>, String),
 ) -> Answered<()> {
-    let asked =
-        ask(host, fd.rep(), Some(&from), "link-at", || format!("as {}, {how:?}", host.files.below(other.rep(), &to)));
+    let asked = ask(host, fd.rep(), Some(&from), "link-at", || {
+        format!("as {}, {}", host.files.below(other.rep(), &to), words::how(how))
+    });
     if let Some(told) = told(host, asked.as_ref())? {
         return Ok((told,));
     }

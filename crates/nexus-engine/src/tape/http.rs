@@ -65,6 +65,7 @@ pub(crate) struct Places {
     futures: HashMap<u32, u32>,
     responses: HashMap<u32, u32>,
     bodies: HashMap<u32, u32>,
+    trailers: HashMap<u32, u32>,
     inputs: HashMap<u32, Source>,
     outgoing: HashMap<u32, Whose>,
     outputs: HashMap<u32, Whose>,
@@ -126,6 +127,7 @@ pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     define!(http, "wasi:http/types", "[method]incoming-response.consume", consume_response);
     define!(http, "wasi:http/types", "[method]incoming-request.consume", consume_request);
     define!(http, "wasi:http/types", "[method]incoming-body.stream", body_stream);
+    define!(http, "wasi:http/types", "[static]incoming-body.finish", body_finish);
     define!(http, "wasi:http/types", "[method]outgoing-request.body", request_body);
     define!(http, "wasi:http/types", "[method]outgoing-response.body", response_body);
     define!(http, "wasi:http/types", "[method]outgoing-body.write", body_write);
@@ -296,9 +298,17 @@ fn get(host: &mut Host, (future,): (Resource<HostFutureIncomingResponse>,)) -> w
 
 type GotTrailers = Option<Result<Result<Option<Resource<FieldMap>>, ErrorCode>, ()>>;
 
+/// Those of the function's own request are of no answer.
+const OF_NONE: u32 = u32::MAX;
+
 fn trailers(host: &mut Host, (future,): (Resource<HostFutureTrailers>,)) -> wasmtime::Result<(GotTrailers,)> {
-    let pick = |entry: &Entry| if let Entry::Trailers(got) = entry { Some(got.clone()) } else { None };
-    let got = match host.tape.played(|| Entry::Trailers(Got::NotYet), pick)? {
+    let of = host.places.trailers.get(&future.rep()).copied().unwrap_or(OF_NONE);
+    let pick = |entry: &Entry| match entry {
+        Entry::TrailersOf(recorded, got) if *recorded == of => Some(got.clone()),
+        Entry::Trailers(got) => Some(got.clone()),
+        _ => None,
+    };
+    let got = match host.tape.played(|| Entry::TrailersOf(of, Got::NotYet), pick)? {
         Some(got) => got,
         None => {
             let got = types::HostFutureTrailers::get(&mut host.http(), future)?;
@@ -313,7 +323,7 @@ fn trailers(host: &mut Host, (future,): (Resource<HostFutureTrailers>,)) -> wasm
                         Got::Head(Box::new(Head { status: 0, headers }))
                     }
                 };
-                host.tape.record(|| Entry::Trailers(entry));
+                host.tape.record(|| Entry::TrailersOf(of, entry));
             }
             return Ok((got,));
         }
@@ -360,6 +370,16 @@ fn body_stream(
         note(&mut host.places.inputs, stream.rep(), of.map(Source::Answer));
     }
     Ok((stream,))
+}
+
+fn body_finish(
+    host: &mut Host,
+    (body,): (Resource<HostIncomingBody>,),
+) -> wasmtime::Result<(Resource<HostFutureTrailers>,)> {
+    let of = host.places.bodies.get(&body.rep()).copied();
+    let trailers = types::HostIncomingBody::finish(&mut host.http(), body)?;
+    note(&mut host.places.trailers, trailers.rep(), of);
+    Ok((trailers,))
 }
 
 type Outgoing = wasmtime::Result<(Result<Resource<HostOutgoingBody>, ()>,)>;

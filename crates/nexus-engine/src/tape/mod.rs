@@ -15,6 +15,7 @@ pub(crate) mod preview1;
 pub(crate) mod random;
 mod stand_in;
 mod told;
+mod words;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -418,18 +419,26 @@ impl Recorder {
     /// Takes out of an entry what is to be kept out of bodies.
     fn mask(&mut self, entry: &mut Entry) {
         hide(&self.redacted, entry);
-        if let Entry::Body(of, Read::Bytes(bytes)) = entry {
-            let mut masked = bytes.to_vec();
-            self.masks.entry(*of).or_default().apply(&self.redacted.fields, &mut masked);
-            *bytes = masked.into();
+        match entry {
+            Entry::Body(of, Read::Bytes(bytes)) => {
+                let mut masked = bytes.to_vec();
+                self.masks.entry(*of).or_default().apply(&self.redacted.fields, &mut masked);
+                *bytes = masked.into();
+            }
+            // Nobody knows where in it the rest is.
+            Entry::Skipped(of, Ok(bytes)) if *bytes > 0 => self.masks.entry(*of).or_default().lose(),
+            _ => {}
         }
     }
 }
 
+/// Stands for the hash of what is kept out: whoever has one of a short value, and knows the rest, has the value.
+pub(crate) const HIDDEN: u64 = 0;
+
 /// What a request says is not told where any field is kept out: it may be in the midst of one.
 fn hide(redacted: &Redact, entry: &mut Entry) {
-    if let (Entry::Write(Whose::Request, _, _, beginning, _), false) = (entry, redacted.fields.is_empty()) {
-        *beginning = Bytes::new();
+    if let (Entry::Write(Whose::Request, _, hash, beginning, _), false) = (entry, redacted.fields.is_empty()) {
+        (*hash, *beginning) = (HIDDEN, Bytes::new());
     }
 }
 

@@ -1,12 +1,12 @@
 //! Streams of files in a replay: nothing of the host is behind them.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use wasmtime::format_err;
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
-use super::answers::Ended;
+use super::answers::{Content, Ended};
 
 /// The most bytes of one write, as of wasmtime's own streams of files.
 const WRITE_BYTES_MAX: usize = 64 << 10;
@@ -14,19 +14,22 @@ const WRITE_BYTES_MAX: usize = 64 << 10;
 /// What was read of a file when it was recorded, for whoever reads it in other pieces. Where the calls are played back one by
 /// one, it is not asked.
 pub(super) struct Reads {
-    pieces: VecDeque<Bytes>,
+    pieces: Arc<Vec<Bytes>>,
+    /// The piece that is read, and from where in it.
+    at: (usize, usize),
     ended: Ended,
 }
 
 impl Reads {
-    pub(super) fn new((pieces, ended): (Vec<Bytes>, Ended)) -> Self {
-        Self { pieces: pieces.into(), ended }
+    pub(super) fn new((pieces, ended): Content) -> Self {
+        Self { pieces, at: (0, 0), ended }
     }
 }
 
 impl InputStream for Reads {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
-        let Some(first) = self.pieces.front_mut() else {
+        let (which, from) = self.at;
+        let Some(piece) = self.pieces.get(which) else {
             return Err(match &self.ended {
                 Ended::Whole => StreamError::Closed,
                 Ended::Broke(why) => StreamError::LastOperationFailed(format_err!("{why}")),
@@ -35,11 +38,9 @@ impl InputStream for Reads {
                 }
             });
         };
-        let piece = first.split_to(first.len().min(size));
-        if first.is_empty() {
-            self.pieces.pop_front();
-        }
-        Ok(piece)
+        let to = piece.len().min(from.saturating_add(size));
+        self.at = if to == piece.len() { (which + 1, 0) } else { (which, to) };
+        Ok(piece.slice(from..to))
     }
 }
 

@@ -141,6 +141,38 @@ fn any_sequence_of_calls_about_files_is_played_back_without_one() {
     assert!(went_well > 500, "{went_well} calls went well: too few to mean anything");
 }
 
+/// A splice is bounded by what may be written, and not by what a guest may write at once; and what is copied is there.
+#[tokio::test]
+async fn what_is_spliced_is_copied() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let content = "what was in it ".repeat(600);
+    std::fs::write(folder.path().join("a"), &content).expect("a file");
+    let body = json!([{"do": "file", "call": "copy", "path": "a", "to": "b", "n": 65_536}]).to_string();
+    let guest = guest("script");
+    let recorded = run(&guest, post(body.as_bytes()), mounting(folder.path()), recording()).await;
+    assert_eq!(said(&recorded)[0], "Ok(Ok(9000))");
+    assert_eq!(std::fs::read_to_string(folder.path().join("b")).expect("a copy"), content);
+    std::fs::remove_file(folder.path().join("b")).expect("it was there");
+    let replay = run(&guest, post(body.as_bytes()), mounting(folder.path()), playing(journal_of(&recorded))).await;
+    same(&recorded, &replay, "a splice");
+    assert!(!folder.path().join("b").exists());
+}
+
+/// Behind what was left out nothing is known of a file.
+#[tokio::test]
+async fn what_is_behind_a_gap_is_not_told_in_another_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("a"), "0123456789abcdef").expect("a file");
+    let guest = guest("script");
+    let skip = json!([{"do": "file", "call": "skip", "path": "a", "n": 10}]).to_string();
+    let recorded = run(&guest, post(skip.as_bytes()), mounting(folder.path()), recording()).await;
+    let read = json!([{"do": "file", "call": "read-stream", "path": "a", "n": 100}]).to_string();
+    let answer = Journaling::Answer { journal: journal_of(&recorded), allow_live: false };
+    let replay = run(&guest, post(read.as_bytes()), mounting(folder.path()), answer).await;
+    let now = said(&replay)[0].to_string();
+    assert!(now.contains("did not read further") && !now.contains("abcdef"), "{now}");
+}
+
 fn said(finished: &Finished) -> Value {
     serde_json::from_slice(&finished.answer.body).unwrap_or_else(|e| panic!("{e}: {finished:?}"))
 }

@@ -178,7 +178,9 @@ async fn what_ended_by_its_time_ends_there_again() {
     ] {
         let guest = guest("script");
         let mut config = config();
-        config.limits.timeout_ms = 150;
+        // What makes no call any more is stopped by the time that it had, and not by the patience with a slow machine.
+        let loops = body.windows(4).any(|word| word == b"loop");
+        config.limits.timeout_ms = if loops { 3000 } else { 150 };
         let recorded = run(&guest, post(body), config.clone(), recording()).await;
         assert_eq!(recorded.status.as_str(), "timeout");
         let journal = journal_of(&recorded);
@@ -186,7 +188,7 @@ async fn what_ended_by_its_time_ends_there_again() {
         let began = Instant::now();
         let replay = run(&guest, post(body), config, playing(journal)).await;
         same(&recorded, &replay, "a timeout");
-        assert!(began.elapsed() < Duration::from_secs(30), "it does not wait for what it waited for then");
+        assert!(began.elapsed() < Duration::from_secs(25), "it does not wait for what it waited for then");
     }
 }
 

@@ -197,6 +197,7 @@ pub fn outcome(seq: Seq, attempt: u32, disposition: Disposition) -> Outcome {
         load_ns: None,
         replay_of: None,
         replay_id: None,
+        live: None,
         emitted: Vec::new(),
         memory_bytes: Some(65_536),
         output: None,

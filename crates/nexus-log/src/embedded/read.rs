@@ -107,7 +107,11 @@ pub(crate) fn outcomes_of_several(
     let (Some(first), Some(last)) = (found.keys().next().copied(), found.keys().last().copied()) else {
         return seqs.iter().map(|_| Ok(Vec::new())).collect();
     };
-    for entry in store.outcomes.range(codec::pair(first, 0)..=codec::pair(last, u64::MAX)) {
+    for (looked_at, entry) in store.outcomes.range(codec::pair(first, 0)..=codec::pair(last, u64::MAX)).enumerate() {
+        // One of them, or one between, has very many: each by itself has its bound.
+        if looked_at >= OUTCOMES_MAX {
+            return seqs.iter().map(|seq| outcomes(shared, store, *seq)).collect();
+        }
         let read = entry.into_inner().map_err(failed).and_then(|(key, value)| Ok((codec::unpair(&key)?.0, value)));
         let (seq, value) = match read {
             Ok(read) => read,
@@ -117,9 +121,9 @@ pub(crate) fn outcomes_of_several(
         let Some(outcomes) = found.get_mut(&seq) else { continue };
         let outcome = codec::decode_outcome(&value);
         match (outcomes.as_mut(), outcome) {
-            (Ok(all), Ok(outcome)) if all.len() < OUTCOMES_MAX => all.push(outcome),
+            (Ok(all), Ok(outcome)) => all.push(outcome),
             (Ok(_), Err(error)) => *outcomes = Err(error),
-            (Ok(_) | Err(_), _) => {}
+            (Err(_), _) => {}
         }
     }
     let mut of = |(at, seq): (usize, &Seq)| {
