@@ -85,7 +85,7 @@ pub async fn component(
     let entry = view.get(&function.name).ok_or_else(|| Problem::not_found("function", &function.name))?;
     let version = entry.version(&function).ok_or_else(|| Problem::not_found("version", &function))?;
     let bytes = gateway.line.catalog.artifact(version.digest).await.map_err(|error| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &format!("the component: {error}"))
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("the component: {error}"))
     })?;
     Ok(([(header::CONTENT_TYPE, "application/wasm")], bytes).into_response())
 }
