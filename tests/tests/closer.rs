@@ -83,8 +83,10 @@ async fn what_a_function_was_like_when_it_trapped_is_kept() {
     let none = Cli::of(&server).run(["replay", "2", "--core-dump", &file]);
     let said = String::from_utf8_lossy(&none.stderr).into_owned();
     assert!(none.status.success() && said.contains("it did not trap") && !path.exists(), "{said}");
-    let live = Cli::of(&server).run(["replay", "2", "--core-dump", &file, "--mode", "live"]);
-    assert_eq!(live.status.code(), Some(2), "{}", String::from_utf8_lossy(&live.stderr));
+    for wrong in [["2", "--mode", "live"], ["--type", "t", "--yes"]] {
+        let wrong = Cli::of(&server).run([&["replay", "--core-dump", &file], &wrong[..]].concat());
+        assert_eq!(wrong.status.code(), Some(2), "{}", String::from_utf8_lossy(&wrong.stderr));
+    }
 }
 
 /// gdb stops a replay in a function's own source, by the lines that its component has, and lets it go on.

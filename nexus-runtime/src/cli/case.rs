@@ -40,8 +40,9 @@ pub fn run(args: ReplayArgs, global: Global) -> Done {
             (Case::read(&read(&case)?).map_err(|e| Failure::failed(e.to_string()))?, read(component)?)
         }
         None => on_client_runtime(async {
-            let client = Client::new(&global)?;
-            closer::fetch(&client, args.id().unwrap_or_default(), args.source(), args.function()).await
+            let one = || Failure::usage("--profile, --core-dump and --debug are for one event: say which, by its id");
+            let id = args.id().ok_or_else(one)?;
+            closer::fetch(&Client::new(&global)?, id, args.source(), args.function()).await
         })?,
     };
     let folder = Folder::new()?;
