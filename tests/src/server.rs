@@ -45,7 +45,8 @@ fn is_split() -> bool {
 pub fn client() -> reqwest::Client {
     // Fails only where there is one already, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().build().expect("client")
+    // A connection that was idle for as long as a test's server lets it be, a second at the least, may be closed just when it is used.
+    reqwest::Client::builder().pool_idle_timeout(Duration::from_millis(500)).build().expect("client")
 }
 
 /// A function's component among the examples or the tests' guests.
