@@ -137,7 +137,7 @@ impl Replay {
 /// What a delivery came to, after it is durable.
 pub struct Delivered {
     /// What the log holds.
-    pub outcome: Outcome,
+    pub outcome: Arc<Outcome>,
     /// What the function gave back, whole.
     pub answer: Answer,
     /// Of a replay from a journal: what there is to say of it,
@@ -247,9 +247,11 @@ impl Line {
         }
         let not_emitted = if delivery.is_recorded() { std::mem::take(&mut emitted) } else { Vec::new() };
         outcome.emitted = emitted.iter().map(|r| r.event.id.clone()).collect();
+        let mut outcome = Arc::new(outcome);
         let mut committed = self.commit(&delivery.record, &outcome, &emitted).await;
         if let (Err(StorageError::TooLarge { .. }), Some(_)) = (&committed, &outcome.journal) {
-            (outcome.journal, outcome.journal_partial) = (None, Some(Partial::NotTaken));
+            let without = Arc::make_mut(&mut outcome);
+            (without.journal, without.journal_partial) = (None, Some(Partial::NotTaken));
             committed = self.commit(&delivery.record, &outcome, &emitted).await;
         }
         let replayed = finished.replayed;
@@ -257,6 +259,7 @@ impl Line {
             Ok(()) => Ok(Delivered { outcome, answer: finished.answer, replayed, not_emitted }),
             // Again it would be as much: so it is an outcome, without what is too much.
             Err(error @ (StorageError::TooLarge { .. } | StorageError::Invalid(_))) => {
+                let mut outcome = Arc::unwrap_or_clone(outcome);
                 outcome.status = InvocationStatus::Error;
                 outcome.error = Some(format!("what the function gave back cannot be kept: {error}"));
                 (outcome.output, outcome.emitted, outcome.dead_letter_emitted) = (None, Vec::new(), false);
@@ -265,6 +268,7 @@ impl Line {
                     outcome.journal_partial = Some(Partial::NotTaken);
                 }
                 outcome.disposition = disposition(&delivery, &outcome, true, None, self.clock.now());
+                let outcome = Arc::new(outcome);
                 self.commit(&delivery.record, &outcome, &[]).await?;
                 Ok(Delivered { outcome, answer: finished.answer, replayed, not_emitted })
             }
@@ -320,16 +324,16 @@ impl Line {
             journal: None,
             journal_partial: None,
         };
-        self.commit(record, &outcome, &[]).await
+        self.commit(record, &Arc::new(outcome), &[]).await
     }
 
     /// Writes the outcome and the emitted events as one. The function has run: where storage will not take its outcome
     /// now, offering it again is better than running the function again.
-    async fn commit(&self, record: &Record, outcome: &Outcome, emitted: &[NewRecord]) -> Result<(), StorageError> {
+    async fn commit(&self, record: &Record, outcome: &Arc<Outcome>, emitted: &[NewRecord]) -> Result<(), StorageError> {
         let began = Instant::now();
         let mut pause = Duration::from_millis(10);
         let receipts = loop {
-            let commit = Commit { outcome: outcome.clone(), emitted: emitted.to_vec() };
+            let commit = Commit { outcome: Arc::clone(outcome), emitted: emitted.to_vec() };
             match self.storage.log.commit(commit).await {
                 Ok(receipts) => break receipts,
                 Err(error) if error.is_retryable() && began.elapsed() + pause < COMMIT_PATIENCE => {

@@ -105,7 +105,7 @@ pub struct Receipt {
 #[derive(Clone, Debug)]
 pub struct Commit {
     /// The outcome. Its disposition parks the delivery (`Retry`), or ends it.
-    pub outcome: Outcome,
+    pub outcome: Arc<Outcome>,
     /// The events that the function emitted.
     pub emitted: Vec<NewRecord>,
 }

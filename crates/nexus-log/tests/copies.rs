@@ -92,7 +92,7 @@ async fn act(rng: &mut StdRng, opened: &JetStream, settings: &Settings) {
             let mut outcome = outcome(seq, rng.random_range(1..4), disposition);
             outcome.function = function;
             let emitted = (0..rng.random_range(0..3)).map(|_| numbered(settings, rng.random_range(0..400))).collect();
-            log.commit(Commit { outcome, emitted }).await.expect("commit");
+            log.commit(Commit { outcome: outcome.into(), emitted }).await.expect("commit");
         }
         8 if head > 0 => {
             let letters = (0..5).map(|_| (Seq(rng.random_range(1..=head)), function.clone())).collect();

@@ -51,7 +51,7 @@ async fn child() {
                 if n % 3 == 0 {
                     let emitted = vec![numbered(&settings, first + 9)];
                     let outcome = outcome(receipts[0].seq, 1, Disposition::Done);
-                    receipts.extend(log.commit(Commit { outcome, emitted }).await.expect("commit"));
+                    receipts.extend(log.commit(Commit { outcome: outcome.into(), emitted }).await.expect("commit"));
                 }
                 let ids = ids.into_iter().chain(Some((first + 9).to_string()));
                 let lines: String =

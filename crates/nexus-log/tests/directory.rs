@@ -115,7 +115,10 @@ async fn what_no_storage_can_do_is_refused() {
         );
     };
     let outcome = nexus_log::conformance::outcome(Seq(1), 1, nexus_core::outcome::Disposition::Done);
-    invalid("an outcome of no event", storage.log.commit(nexus_log::Commit { outcome, emitted: vec![] }).await.err());
+    invalid(
+        "an outcome of no event",
+        storage.log.commit(nexus_log::Commit { outcome: outcome.into(), emitted: vec![] }).await.err(),
+    );
     let batch = (0..10_001).map(|n| numbered(&settings, n)).collect();
     invalid("a batch without end", storage.log.append(batch).await.err());
     invalid("a key that is empty", storage.registry.put("", "v".into(), None).await.err());

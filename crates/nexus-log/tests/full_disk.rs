@@ -91,7 +91,7 @@ async fn appends_stop_at_the_reserve_and_go_on_when_there_is_room() {
 
     // What was taken can still be finished, and what it emits is taken too.
     let emitted = vec![numbered(&settings, 9_000)];
-    log.commit(Commit { outcome: outcome(Seq(1), 1, Disposition::Done), emitted })
+    log.commit(Commit { outcome: outcome(Seq(1), 1, Disposition::Done).into(), emitted })
         .await
         .expect("commit in the reserve");
     expected.push("9000".to_owned());

@@ -179,7 +179,10 @@ impl Run {
                 self.model.outcomes.entry(seq).or_default().push(outcome.clone());
                 let emitted = self.entries(emitted);
                 let expected: Vec<Receipt> = emitted.iter().map(|entry| self.model.append(entry, now)).collect();
-                assert_eq!(self.log().commit(Commit { outcome, emitted }).await.expect("commit"), expected);
+                assert_eq!(
+                    self.log().commit(Commit { outcome: outcome.into(), emitted }).await.expect("commit"),
+                    expected
+                );
             }
             Op::Advance(part) => {
                 let mark = Seq((self.model.next + 1) * u64::from(*part) / 255);

@@ -135,7 +135,7 @@ fn respond(delivered: Delivered) -> Response {
         InvocationStatus::Denied => (StatusCode::SERVICE_UNAVAILABLE, "denied"),
         InvocationStatus::Error | InvocationStatus::Ok => (StatusCode::INTERNAL_SERVER_ERROR, "function-failed"),
     };
-    let error = outcome.error.unwrap_or_else(|| outcome.status.as_str().to_owned());
+    let error = outcome.error.clone().unwrap_or_else(|| outcome.status.as_str().to_owned());
     Problem::new(status, kind, format!("function {} (version {}): {error}", outcome.function, outcome.version))
         .with("invocation_id", outcome.invocation_id.to_string())
         .into_response()

@@ -136,7 +136,7 @@ impl Case {
         outcome.seq = seq;
         outcome.version = if same { Version(1) } else { Version(0) };
         outcome.disposition = Disposition::Done;
-        log.commit(Commit { outcome, emitted }).await.map_err(|e| failed(&e))?;
+        log.commit(Commit { outcome: outcome.into(), emitted }).await.map_err(|e| failed(&e))?;
         Ok(same)
     }
 }

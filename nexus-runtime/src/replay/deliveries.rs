@@ -191,7 +191,12 @@ impl Item {
             result
         };
         if let Some(outcome) = self.after.take() {
-            let delivered = Delivered { outcome, answer: Answer::default(), replayed: None, not_emitted: Vec::new() };
+            let delivered = Delivered {
+                outcome: outcome.into(),
+                answer: Answer::default(),
+                replayed: None,
+                not_emitted: Vec::new(),
+            };
             return compare(self.before.as_ref(), None, &delivered, &Expected::InEffect, result);
         }
         let version = match self.version(request) {

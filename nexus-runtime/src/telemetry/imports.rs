@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 
 use nexus_collector::ImportId;
+use rustc_hash::FxBuildHasher;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -29,7 +30,7 @@ thread_local! {
 #[derive(Default)]
 struct Thread {
     /// By where in the bindings the span is: they are some hundred.
-    known: HashMap<Identifier, ImportId>,
+    known: HashMap<Identifier, ImportId, FxBuildHasher>,
     /// What the imports that are entered take the place of.
     before: Vec<ImportId>,
 }

@@ -208,7 +208,7 @@ pub async fn after_closing_everything_says_so(harness: &dyn Harness) {
     };
     closed("append", log.append(vec![numbered(&settings, 2)]).await.err());
     let outcome = outcome(Seq(1), 1, Disposition::Done);
-    closed("commit", log.commit(Commit { outcome, emitted: Vec::new() }).await.err());
+    closed("commit", log.commit(Commit { outcome: outcome.into(), emitted: Vec::new() }).await.err());
     closed("advance", advance(&**log, Seq(1)).await.err());
     closed("progress", log.progress().await.err());
     closed("read", log.read(Seq(1), 1).await.err());

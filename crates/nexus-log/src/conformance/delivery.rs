@@ -80,7 +80,7 @@ pub async fn a_commit_is_one_with_what_it_emits(harness: &dyn Harness) {
         record.target = Some("next".parse().expect("a function name"));
     }
     let receipts =
-        storage.log.commit(Commit { outcome: outcome.clone(), emitted: emitted.clone() }).await.expect("commit");
+        storage.log.commit(Commit { outcome: outcome.clone().into(), emitted: emitted.clone() }).await.expect("commit");
     let found: Vec<(u64, bool)> = receipts.iter().map(|receipt| (receipt.seq.0, receipt.duplicate)).collect();
     assert_eq!(found, [(1, true), (2, false), (3, false)]);
     assert_eq!(*storage.log.head().borrow(), Seq(3));
@@ -99,12 +99,12 @@ pub async fn a_second_commit_of_an_invocation_adds_nothing(harness: &dyn Harness
     let settings = Settings::default();
     let (_place, opened, storage) = opened(harness, &settings).await;
     let seq = append(&*storage.log, numbered(&settings, 1)).await;
-    let commit = Commit { outcome: outcome(seq, 1, retry(5)), emitted: vec![numbered(&settings, 2)] };
+    let commit = Commit { outcome: outcome(seq, 1, retry(5)).into(), emitted: vec![numbered(&settings, 2)] };
     let first = storage.log.commit(commit.clone()).await.expect("commit");
     let second = storage.log.commit(commit.clone()).await.expect("commit");
     assert_eq!((first[0].seq, first[0].duplicate), (Seq(2), false));
     assert_eq!((second[0].seq, second[0].duplicate), (Seq(2), true));
-    assert_eq!(storage.log.outcomes(seq).await.expect("outcomes"), [commit.outcome]);
+    assert_eq!(storage.log.outcomes(seq).await.expect("outcomes"), [(*commit.outcome).clone()]);
     assert_eq!(storage.log.progress().await.expect("progress").parked.len(), 1);
     opened.close().await.expect("close");
 }

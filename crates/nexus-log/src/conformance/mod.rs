@@ -236,5 +236,5 @@ async fn append(log: &dyn Log, record: NewRecord) -> Seq {
 
 /// Commits an outcome without emitted events.
 async fn commit(log: &dyn Log, outcome: Outcome) {
-    log.commit(Commit { outcome, emitted: Vec::new() }).await.expect("commit");
+    log.commit(Commit { outcome: outcome.into(), emitted: Vec::new() }).await.expect("commit");
 }

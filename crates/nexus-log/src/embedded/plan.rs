@@ -48,7 +48,7 @@ pub(crate) struct Plan<'a> {
     /// Deliveries of this group that have an outcome.
     tried: std::collections::HashSet<(Seq, FunctionName)>,
     /// Of a copy: outcomes of this group.
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<Arc<Outcome>>,
     /// Of a copy: the message that is being planned, and what was known before it.
     origin: Option<(u64, Counters, Membership)>,
 }
@@ -193,9 +193,9 @@ impl<'a> Plan<'a> {
             }
             self.batch.insert(&self.store.outcomes, codec::pair(seq, n), value);
             if self.origin.is_some() {
-                self.outcomes.push(outcome.clone());
+                self.outcomes.push(Arc::clone(&outcome));
             }
-            let function = outcome.function;
+            let function = outcome.function.clone();
             if outcome.disposition != Disposition::Replayed {
                 self.tried.insert((seq, function.clone()));
             }
@@ -222,16 +222,20 @@ impl<'a> Plan<'a> {
 
     /// Of a copy: if another runtime delivered the same event to the same function meanwhile, this is a further attempt, and is
     /// numbered so. Also whether the delivery is settled by now.
-    fn after_others(&self, mut outcome: Outcome, value: Slice) -> Result<(Outcome, Slice, bool), StorageError> {
+    fn after_others(
+        &self,
+        mut outcome: Arc<Outcome>,
+        value: Slice,
+    ) -> Result<(Arc<Outcome>, Slice, bool), StorageError> {
         if self.origin.is_none() || outcome.disposition == Disposition::Replayed {
             return Ok((outcome, value, false));
         }
         let of_delivery =
-            |other: &Outcome| other.function == outcome.function && other.disposition != Disposition::Replayed;
-        let mut last: Option<Outcome> = None;
+            |other: &Arc<Outcome>| other.function == outcome.function && other.disposition != Disposition::Replayed;
+        let mut last: Option<Arc<Outcome>> = None;
         let planned = self.outcomes.iter().filter(|other| other.seq == outcome.seq).cloned();
         let stored = read::outcomes_of(self.store, outcome.seq)?;
-        for other in stored.into_iter().chain(planned).filter(of_delivery) {
+        for other in stored.into_iter().map(Arc::new).chain(planned).filter(of_delivery) {
             if last.as_ref().is_none_or(|last| other.attempt >= last.attempt) {
                 last = Some(other);
             }
@@ -239,7 +243,7 @@ impl<'a> Plan<'a> {
         let Some(last) = last.filter(|last| last.attempt >= outcome.attempt) else {
             return Ok((outcome, value, false));
         };
-        outcome.attempt = last.attempt + 1;
+        Arc::make_mut(&mut outcome).attempt = last.attempt + 1;
         let value = codec::encode_outcome(&outcome)?;
         Ok((outcome, value, !matches!(last.disposition, Disposition::Retry { .. })))
     }

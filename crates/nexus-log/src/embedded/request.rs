@@ -1,5 +1,7 @@
 //! What the writer can be asked for, and how it answers.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use nexus_core::ids::{FunctionName, Seq};
 use nexus_core::outcome::Outcome;
@@ -25,7 +27,7 @@ pub(crate) enum Request {
 
 /// An outcome made ready by whoever commits it.
 pub(crate) struct PreparedCommit {
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: Arc<Outcome>,
     pub(crate) value: fjall::Slice,
     pub(crate) emitted: Vec<Prepared>,
 }

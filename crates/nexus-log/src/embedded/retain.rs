@@ -195,7 +195,7 @@ mod tests {
             }
             let (seq, disposition) = (Seq(part * 1500 + 700), Disposition::Retry { at: crate::conformance::start() });
             let disposition = if part == 1 { disposition } else { Disposition::Done };
-            log.commit(Commit { outcome: outcome(seq, 1, disposition), emitted: vec![] }).await.expect("commit");
+            log.commit(Commit { outcome: outcome(seq, 1, disposition).into(), emitted: vec![] }).await.expect("commit");
             stored(&handle).await;
         }
         let (full, _) = stored(&handle).await;
@@ -207,7 +207,7 @@ mod tests {
 
         // The parked one is done with: nothing is left before the mark, and whole files go.
         let done = outcome(Seq(2_200), 2, Disposition::Done);
-        log.commit(Commit { outcome: done, emitted: vec![] }).await.expect("commit");
+        log.commit(Commit { outcome: done.into(), emitted: vec![] }).await.expect("commit");
         assert_eq!(log.retain().await.expect("retain"), 1);
         let (less, _) = stored(&handle).await;
         assert!(less < full / 2, "{less} of {full} bytes are left");

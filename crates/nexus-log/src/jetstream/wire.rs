@@ -196,7 +196,7 @@ pub(crate) fn decode(message: &[u8]) -> Result<Vec<Write>, StorageError> {
             COMMIT => {
                 let value = reader.blob()?;
                 let outcome = codec::decode_outcome(value)?;
-                let commit = PreparedCommit { outcome, value: value.into(), emitted: reader.events()? };
+                let commit = PreparedCommit { outcome: outcome.into(), value: value.into(), emitted: reader.events()? };
                 Write::Request(Request::Commit { commit: Box::new(commit), answer: nobody() })
             }
             PUT => {
@@ -307,7 +307,7 @@ mod tests {
         let outcome = outcome(Seq(1), 1, Disposition::Done);
         let commit = PreparedCommit {
             value: codec::encode_outcome(&outcome).expect("a value"),
-            outcome,
+            outcome: outcome.into(),
             emitted: vec![event(3)],
         };
         let gone = Removed { seq: Seq(9), envelope: event(9).envelope, bytes: 1, outcomes: Vec::new() };

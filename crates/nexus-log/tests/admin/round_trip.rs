@@ -54,9 +54,9 @@ async fn everything_is_as_it_was_and_goes_on_from_there() {
         assert_eq!((receipts[0].seq, receipts[0].duplicate), (summary.head.next(), false));
         assert!(!receipts[1].duplicate, "its window has passed");
         let known = expected.by_invocation[20].clone();
-        log.commit(Commit { outcome: known, emitted: vec![] }).await.expect("commit again");
+        log.commit(Commit { outcome: known.into(), emitted: vec![] }).await.expect("commit again");
         let fresh = outcome(Seq(700), 2, Disposition::Done);
-        log.commit(Commit { outcome: fresh, emitted: vec![] }).await.expect("commit");
+        log.commit(Commit { outcome: fresh.into(), emitted: vec![] }).await.expect("commit");
         let registry = handle.storage().registry;
         let (_, revision) = registry.get("functions/002").await.expect("get").expect("it is there");
         let next = registry.put("functions/002", "new".into(), Some(revision)).await.expect("put");

@@ -91,7 +91,7 @@ pub async fn append(log: &dyn Log, batch: Vec<NewRecord>) -> Vec<Seq> {
 }
 
 pub async fn commit(log: &dyn Log, outcome: Outcome, emitted: Vec<NewRecord>) {
-    log.commit(Commit { outcome, emitted }).await.expect("commit");
+    log.commit(Commit { outcome: outcome.into(), emitted }).await.expect("commit");
 }
 
 fn of(function: &str, outcome: Outcome) -> Outcome {
