@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nexus_core::kernel::{KernelAccount, KernelMode, PageFaults, SlowSyscall, SyscallStats};
@@ -46,12 +46,12 @@ pub struct Account {
 /// How long threads worked for the account, and how long none did.
 #[derive(Debug, Default)]
 struct Time {
-    /// Threads that are in a marked section now.
-    working: AtomicU32,
-    /// When the last one left, in ticks of the clock of marks; when the account was made, before the first came.
+    /// In the lower [`WORKING_BITS`], threads that are in a marked section now; above, how long those that left had been, in
+    /// ticks of the clock of marks. One word, because a poll must not cost two more writes that other CPUs see.
+    work: AtomicU64,
+    /// When the last one left, in ticks; when the account was made, before the first came.
     left: AtomicU64,
     waited: AtomicU64,
-    worked: AtomicU64,
     /// From the account's start until it was made.
     before_ns: u64,
     /// The guest's own code: how long it ran, and how long its threads were away meanwhile.
@@ -77,6 +77,17 @@ pub(crate) struct SlowCall {
     pub(crate) ret: i64,
     pub(crate) start_ns: u64,
     pub(crate) duration_ns: u64,
+}
+
+/// Enough for [`Time::work`] to count all threads that can have a slot; what is left is 17 days at 3 GHz.
+const WORKING_BITS: u32 = 12;
+
+impl Time {
+    /// How many threads work now, and for how many ticks those worked that left.
+    fn work(&self) -> (u64, u64) {
+        let work = self.work.load(Ordering::Acquire);
+        (work & ((1 << WORKING_BITS) - 1), work >> WORKING_BITS)
+    }
 }
 
 impl Account {
@@ -160,6 +171,9 @@ impl Account {
             }
             syscalls.entry(name).or_insert_with(SyscallStats::default).add(stats);
         }
+        let (working, worked) = self.time.work();
+        let ticks_per_ns = slots.ticks_per_ns();
+        let ns_of = |ticks: u64| (ticks as f64 / ticks_per_ns) as u64;
         let mut account = KernelAccount {
             complete: Some(!missed && tally.lost == 0),
             lost: Some(tally.lost),
@@ -169,22 +183,22 @@ impl Account {
                 .then(|| tally.stats.iter().filter_map(|calls| calls.stats.on_cpu_ns()).sum()),
             syscalls: Some(syscalls),
             imports: Some(imports),
-            ..scheduled(&detail, &tally.sched, slots.ns_of(self.time.worked.load(Ordering::Relaxed)))
+            ..scheduled(&detail, &tally.sched, ns_of(worked))
         };
         if let (Some(on_cpu), Some(run_queue), Some(off_cpu)) =
             (account.on_cpu_ns, account.run_queue_ns, account.off_cpu_ns)
         {
             let since_ended = nanos(ended.elapsed());
             // Where a thread was left behind, the account is incomplete, and nothing is waited for.
-            let left = match self.time.working.load(Ordering::Acquire) {
+            let left = match working {
                 0 => ticks().saturating_sub(self.time.left.load(Ordering::Relaxed)),
                 _ => 0,
             };
-            let last = slots.ns_of(left);
-            let waited = slots.ns_of(self.time.waited.load(Ordering::Relaxed));
+            let last = ns_of(left);
+            let waited = ns_of(self.time.waited.load(Ordering::Relaxed));
             let waiting = (self.time.before_ns + waited + last).saturating_sub(since_ended);
             let duration = slots.monotonic_ns(ended).saturating_sub(self.started_ns);
-            let guest = slots.ns_of(self.time.guest.load(Ordering::Relaxed));
+            let guest = ns_of(self.time.guest.load(Ordering::Relaxed));
             account.guest_ns = Some(guest.saturating_sub(self.time.guest_away_ns.load(Ordering::Relaxed)));
             account.waiting_ns = Some(waiting);
             account.residual_ns = Some(duration as i64 - (on_cpu + run_queue + off_cpu + waiting) as i64);
@@ -217,7 +231,8 @@ impl Account {
     /// A thread begins to work for the account.
     #[inline]
     pub(crate) fn comes(&self, now: u64) {
-        if self.time.working.fetch_add(1, Ordering::AcqRel) == 0 {
+        let before = self.time.work.fetch_add(1, Ordering::AcqRel);
+        if before & ((1 << WORKING_BITS) - 1) == 0 {
             let waited = now.saturating_sub(self.time.left.load(Ordering::Relaxed));
             // Nobody else is here before this thread has gone: no other can be the first.
             self.time.waited.store(self.time.waited.load(Ordering::Relaxed) + waited, Ordering::Relaxed);
@@ -227,12 +242,11 @@ impl Account {
     /// It ends to, and had worked for it for so long.
     #[inline]
     pub(crate) fn goes(&self, now: u64, worked: u64) {
-        self.time.worked.fetch_add(worked, Ordering::Relaxed);
         // Another may have left later, and be here earlier.
         if self.time.left.load(Ordering::Relaxed) < now {
             self.time.left.store(now, Ordering::Relaxed);
         }
-        self.time.working.fetch_sub(1, Ordering::AcqRel);
+        self.time.work.fetch_add((worked << WORKING_BITS).wrapping_sub(1), Ordering::AcqRel);
     }
 
     /// The guest's own code ran, in ticks of the clock of marks; for so many nanoseconds of it the thread was away.
@@ -240,6 +254,8 @@ impl Account {
     pub(crate) fn add_guest(&self, ticks: u64, away_ns: u64) {
         if ticks > 0 {
             self.time.guest.fetch_add(ticks, Ordering::Relaxed);
+        }
+        if away_ns > 0 {
             self.time.guest_away_ns.fetch_add(away_ns, Ordering::Relaxed);
         }
     }

@@ -25,9 +25,9 @@ thread_local! {
         registration: None,
         depth: 0,
         inner: 0,
-        owner: [0; 4],
         import: NO_IMPORT,
         guest: Guest { since: None, ticks: 0, away_ns: 0 },
+        around: Vec::new(),
     }) };
 }
 
@@ -38,12 +38,12 @@ struct Thread {
     depth: u32,
     /// The time that marks within the current one took, in [`ticks`].
     inner: u64,
-    /// Whom the current mark is of.
-    owner: [u64; 4],
     /// The import that the current mark's work is done for.
     import: Import,
     /// The guest's code within the current mark.
     guest: Guest,
+    /// Of each mark around the current one, what it goes on with.
+    around: Vec<Outer>,
 }
 
 /// When a guest's own code ran.
@@ -60,7 +60,7 @@ struct Guest {
 impl Guest {
     fn begin(&mut self, slot: &SlotCells) {
         let (sched, now) = moment(slot);
-        self.since = Some((now, sched.off_cpu_ns + sched.run_queue_ns));
+        self.since = Some((now, away_ns(sched)));
     }
 
     /// Whether it ran.
@@ -68,7 +68,7 @@ impl Guest {
         let Some((since, away_ns)) = self.since.take() else { return false };
         let (sched, now) = moment(slot);
         self.ticks += now.saturating_sub(since);
-        self.away_ns += (sched.off_cpu_ns + sched.run_queue_ns).saturating_sub(away_ns);
+        self.away_ns += self::away_ns(sched).saturating_sub(away_ns);
         true
     }
 }
@@ -115,13 +115,10 @@ pub(crate) struct Sched {
 }
 
 impl Sched {
-    /// What a slot says of its current generation; zeros if nothing happened in it.
+    /// What a slot says of its current generation; `None` if nothing happened in it.
     #[inline]
-    fn of(slot: &SlotCells) -> Self {
-        if slot.counts_generation.load(Ordering::Relaxed) != slot.generation.load(Ordering::Relaxed) {
-            return Self::default();
-        }
-        Self::read(slot)
+    fn of(slot: &SlotCells) -> Option<Self> {
+        (!is_quiet(slot)).then(|| Self::read(slot))
     }
 
     #[inline]
@@ -279,32 +276,34 @@ enum State {
     Off,
     /// The account would, but the thread has no slot.
     Unwatched,
-    /// The slot is the account's. What the stash held when it became so is the outer marks'.
-    Counting(Outer),
+    /// The slot is the account's, since a moment in [`ticks`]; 0 where time is not asked for.
+    Counting { began: u64 },
 }
 
-/// What belongs to the marks around this one.
+/// What a mark goes on with when the one within it has ended.
 struct Outer {
     stats_from: usize,
-    slow_from: u16,
+    /// Where the slow calls of the mark within begin.
+    slow_from: usize,
     lost: u64,
     sched: Sched,
-    /// When this mark began, by [`ticks`]; 0 where time is not asked for.
-    began: u64,
     inner: u64,
-    /// When the mark around this one stopped working; 0 if there is none, or time is not asked for.
+    /// When it stopped working, in [`ticks`]; 0 where time is not asked for.
     stopped: u64,
     owner: [u64; 4],
     import: Import,
     guest: Guest,
 }
 
+/// Marks within marks for which there is room from the start: more allocate, which may be a system call.
+const AROUND: usize = 8;
+
 impl Drop for Mark<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let State::Counting(outer) = &self.state {
+        if let State::Counting { began } = self.state {
             // The thread's values outlive its marks, so this does not fail.
-            let _ = THREAD.try_with(|thread| thread.borrow_mut().end(self.account, outer));
+            let _ = THREAD.try_with(|thread| thread.borrow_mut().end(self.account, began));
         }
     }
 }
@@ -327,6 +326,7 @@ impl Thread {
             lost: 0,
             sched: Sched::default(),
         };
+        self.around.reserve(AROUND);
         let (index, tid) = slots.take(part)?;
         self.registration = Some(Registration { slots: Arc::clone(slots), index, tid, stash });
         Ok(())
@@ -355,36 +355,35 @@ impl Thread {
             return State::Unwatched;
         };
         let slot = slots.slot(*index);
-        let mut stopped = 0;
+        let timed = slots.is_scheduling_watched();
         if self.depth > 0 {
             stash.harvest(slots, *index, self.import);
-            let (sched, now) = if slots.is_scheduling_watched() { moment(slot) } else { (Sched::of(slot), 0) };
-            stash.sched.add(&sched);
-            stopped = now;
+            let (sched, stopped) = if timed { moment(slot) } else { (Sched::of(slot), 0) };
+            if let Some(sched) = sched {
+                stash.sched.add(&sched);
+            }
+            self.around.push(Outer {
+                stats_from: std::mem::replace(&mut stash.from, stash.stats.len()),
+                slow_from: stash.slow.len(),
+                lost: std::mem::take(&mut stash.lost),
+                sched: std::mem::take(&mut stash.sched),
+                inner: std::mem::take(&mut self.inner),
+                stopped,
+                owner: std::array::from_fn(|at| slot.owner[at].load(Ordering::Relaxed)),
+                import: self.import,
+                guest: std::mem::take(&mut self.guest),
+            });
+            set_side(slot, Side::Runtime);
         } else if slot.touched_len.load(Ordering::Relaxed) != 0 {
             slots.drain_runtime(*index);
         }
-        let mut outer = Outer {
-            stats_from: std::mem::replace(&mut stash.from, stash.stats.len()),
-            slow_from: stash.slow.len() as u16,
-            lost: std::mem::take(&mut stash.lost),
-            sched: std::mem::take(&mut stash.sched),
-            began: 0,
-            inner: std::mem::take(&mut self.inner),
-            stopped,
-            owner: [0; 4],
-            import: std::mem::replace(&mut self.import, import),
-            guest: std::mem::take(&mut self.guest),
-        };
-        if self.depth > 0 {
-            set_side(slot, Side::Runtime);
-        }
         self.depth += 1;
+        self.import = import;
         write_owner(slot, account.owner());
-        outer.owner = std::mem::replace(&mut self.owner, *account.owner());
-        if slots.is_scheduling_watched() {
-            outer.began = begin_account(slot);
-            account.comes(outer.began);
+        let mut began = 0;
+        if timed {
+            began = begin_account(slot);
+            account.comes(began);
             // It was made to let others run, in the midst of its own code.
             if import == NO_IMPORT && account.guest_goes_on() {
                 self.guest.begin(slot);
@@ -392,11 +391,11 @@ impl Thread {
         } else {
             set_side(slot, Side::Account);
         }
-        State::Counting(outer)
+        State::Counting { began }
     }
 
     #[inline]
-    fn end(&mut self, account: &Account, outer: &Outer) {
+    fn end(&mut self, account: &Account, began: u64) {
         let Some(Registration { slots, index, stash, .. }) = &mut self.registration else {
             return;
         };
@@ -407,33 +406,43 @@ impl Thread {
         }
         account.add_guest(self.guest.ticks, self.guest.away_ns);
         stash.harvest(slots, *index, self.import);
-        let (sched, ended) = if outer.began == 0 { (Sched::of(slot), 0) } else { moment(slot) };
-        stash.sched.add(&sched);
+        let (sched, ended) = if began == 0 { (Sched::of(slot), 0) } else { moment(slot) };
         set_side(slot, Side::Runtime);
-        if outer.began != 0 {
+        if let Some(sched) = sched {
+            stash.sched.add(&sched);
+        }
+        if began != 0 {
             // Before what may wait for a lock: others may come and go meanwhile.
-            account.goes(ended, ended.saturating_sub(outer.began).saturating_sub(self.inner));
+            account.goes(ended, ended.saturating_sub(began).saturating_sub(self.inner));
         }
+        let outer = self.around.pop();
         if stash.stats.len() > stash.from || stash.lost > 0 || !stash.sched.is_empty() {
-            stash.deliver(account, usize::from(outer.slow_from));
+            stash.deliver(account, outer.as_ref().map_or(0, |outer| outer.slow_from));
         }
-        stash.from = outer.stats_from;
-        stash.lost = outer.lost;
-        stash.sched = outer.sched;
-        self.inner = outer.inner;
-        self.owner = outer.owner;
-        self.import = outer.import;
-        self.guest = outer.guest;
-        if self.depth > 0 {
-            if slot.touched_len.load(Ordering::Relaxed) != 0 {
-                slots.drain_runtime(*index);
-            }
-            write_owner(slot, &outer.owner);
-            if outer.stopped == 0 {
-                set_side(slot, Side::Account);
-            } else {
-                self.inner += begin_account(slot).saturating_sub(outer.stopped);
-            }
+        self.guest = Guest::default();
+        self.inner = 0;
+        if let Some(outer) = outer {
+            self.go_on(outer);
+        }
+    }
+
+    /// Goes on with the mark around the one that has ended.
+    #[cold]
+    fn go_on(&mut self, outer: Outer) {
+        let Some(Registration { slots, index, stash, .. }) = &mut self.registration else {
+            return;
+        };
+        let slot = slots.slot(*index);
+        (stash.from, stash.lost, stash.sched) = (outer.stats_from, outer.lost, outer.sched);
+        (self.inner, self.import, self.guest) = (outer.inner, outer.import, outer.guest);
+        if slot.touched_len.load(Ordering::Relaxed) != 0 {
+            slots.drain_runtime(*index);
+        }
+        write_owner(slot, &outer.owner);
+        if outer.stopped == 0 {
+            set_side(slot, Side::Account);
+        } else {
+            self.inner += begin_account(slot).saturating_sub(outer.stopped);
         }
     }
 }
@@ -450,27 +459,50 @@ fn begin_account(slot: &SlotCells) -> u64 {
         set_side(slot, Side::Account);
         let now = ticks();
         compiler_fence(Ordering::SeqCst);
-        if slot.counts_generation.load(Ordering::Relaxed) != slot.generation.load(Ordering::Relaxed) {
+        if is_quiet(slot) {
             return now;
         }
     }
 }
 
-/// What the scheduler says of the slot's generation, and when: both of one moment. The numbers only grow, so what is the same
-/// before and after is that of the moment between.
+/// Whether the scheduler has nothing to say of the slot's generation.
 #[inline]
-fn moment(slot: &SlotCells) -> (Sched, u64) {
-    let mut before = Sched::of(slot);
+fn is_quiet(slot: &SlotCells) -> bool {
+    slot.counts_generation.load(Ordering::Relaxed) != slot.generation.load(Ordering::Relaxed)
+}
+
+/// What the scheduler says of the slot's generation, if anything, and when: both of one moment.
+#[inline]
+fn moment(slot: &SlotCells) -> (Option<Sched>, u64) {
+    let now = ticks();
+    compiler_fence(Ordering::SeqCst);
+    if is_quiet(slot) {
+        return (None, now);
+    }
+    let (sched, now) = busy_moment(slot);
+    (Some(sched), now)
+}
+
+/// The same where something happened. The numbers only grow, so what is the same before and after is that of the moment between.
+#[cold]
+fn busy_moment(slot: &SlotCells) -> (Sched, u64) {
+    let mut before = Sched::read(slot);
     loop {
         compiler_fence(Ordering::SeqCst);
         let now = ticks();
         compiler_fence(Ordering::SeqCst);
-        let after = Sched::of(slot);
+        let after = Sched::read(slot);
         if after == before {
             return (after, now);
         }
         before = after;
     }
+}
+
+/// How long a thread was away from its CPU.
+#[inline]
+fn away_ns(sched: Option<Sched>) -> u64 {
+    sched.map_or(0, |sched| sched.off_cpu_ns + sched.run_queue_ns)
 }
 
 /// Says whom the next generation is of, if it is an account's; while the current one is the runtime's.
@@ -542,7 +574,7 @@ impl Stash {
         let slot = slots.slot(index);
         let generation = slot.generation.load(Ordering::Relaxed);
         self.harvest_calls(slots, index, import);
-        let before = Sched::of(slot);
+        let before = Sched::of(slot).unwrap_or_default();
         set_side(slot, Side::Account);
         // If the thread was away in between, that is in the old generation's numbers, which stand until the new one has some.
         let after = Sched::read(slot);
@@ -551,8 +583,10 @@ impl Stash {
         self.sched.add(if stand { &after } else { &before });
     }
 
+    /// Hands the account what was read for it since its mark began.
     #[cold]
     fn deliver(&mut self, account: &Account, slow_from: usize) {
-        account.add(self.stats.drain(self.from..), self.slow.drain(slow_from..), self.lost, &self.sched);
+        let (lost, sched) = (std::mem::take(&mut self.lost), std::mem::take(&mut self.sched));
+        account.add(self.stats.drain(self.from..), self.slow.drain(slow_from..), lost, &sched);
     }
 }

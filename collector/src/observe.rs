@@ -446,6 +446,7 @@ impl TreeGuard<'_> {
                     max_ns: value.max_ns,
                     off_cpu_ns: scheduling.then_some(value.off_cpu_ns),
                     run_queue_ns: scheduling.then_some(value.run_queue_ns),
+                    faster: None,
                 });
             }
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-use nexus_core::kernel::{SyscallStats, Syscalls};
+use nexus_core::kernel::{FASTER_THAN_NS, SyscallStats, Syscalls};
 use nexus_ebpf_common::{ENTER_NONE, SYSCALLS_MAX, TASK_UNTRACKED};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -326,9 +326,9 @@ impl Slots {
         }
     }
 
-    /// Time of a difference of the clock of marks.
-    pub(crate) fn ns_of(&self, ticks: u64) -> u64 {
-        (ticks as f64 / self.rate.ticks_per_ns()) as u64
+    /// Ticks of the clock of marks in a nanosecond.
+    pub(crate) fn ticks_per_ns(&self) -> f64 {
+        self.rate.ticks_per_ns()
     }
 
     pub(crate) fn slot(&self, index: u32) -> &SlotCells {
@@ -401,11 +401,25 @@ impl Slots {
     }
 }
 
+const _: () = {
+    let mut at = 0;
+    while at < FASTER_THAN_NS.len() {
+        assert!(FASTER_THAN_NS[at] == nexus_ebpf_common::FASTER_THAN_NS[at]);
+        at += 1;
+    }
+};
+
 /// Forgets what a slot says of its generation.
 pub(crate) fn clear(slot: &SlotCells) {
     slot.touched_len.store(0, Ordering::Relaxed);
     slot.records_len.store(0, Ordering::Relaxed);
     slot.lost.store(0, Ordering::Relaxed);
+}
+
+/// How many calls were how fast, out of a [`nexus_ebpf_common::SyscallStat`]. `None` where one of the numbers is full.
+fn faster(packed: u64) -> Option<[u64; FASTER_THAN_NS.len()]> {
+    let parts = std::array::from_fn(|at| packed >> (16 * at) & 0xffff);
+    (!parts.contains(&0xffff)).then_some(parts)
 }
 
 /// The numbers of a slot that belong to `generation`; with those of scheduling, if it is watched.
@@ -425,6 +439,7 @@ pub(crate) fn touched(
             max_ns: cells.max_ns.load(Ordering::Relaxed),
             off_cpu_ns: scheduling.then(|| cells.off_cpu_ns.load(Ordering::Relaxed)),
             run_queue_ns: scheduling.then(|| cells.run_queue_ns.load(Ordering::Relaxed)),
+            faster: faster(cells.faster.load(Ordering::Relaxed)),
         };
         (cells.generation.load(Ordering::Acquire) == generation).then_some((nr, stats))
     })

@@ -253,6 +253,50 @@ fn records_that_find_no_room_are_lost_but_counted() {
 }
 
 #[test]
+fn what_one_mark_waited_for_is_not_the_next_ones() {
+    let Some(probes) = support::probes(&counting(8)) else {
+        return;
+    };
+    let (outer, inner, next) = (account(&probes), account(&probes), account(&probes));
+    let pause = Duration::from_millis(5);
+    outer.enter(|| {
+        thread::sleep(pause);
+        inner.enter(ppid);
+    });
+    next.enter(ppid);
+    let off_cpu = |account: &Account| {
+        let (kernel, _) = account.snapshot(Instant::now());
+        assert_eq!((kernel.complete, kernel.lost), (Some(true), Some(0)));
+        Duration::from_nanos(kernel.off_cpu_ns.unwrap())
+    };
+    // Asking for the parent's id never blocks.
+    assert_eq!((off_cpu(&inner), off_cpu(&next)), (Duration::ZERO, Duration::ZERO));
+    assert!(off_cpu(&outer) > pause / 2);
+}
+
+#[test]
+fn calls_are_told_apart_by_how_long_they_took() {
+    let Some(probes) = support::probes(&counting(8)) else {
+        return;
+    };
+    let account = account(&probes);
+    account.enter(|| {
+        (0..100).for_each(|_| ppid());
+        (0..70_000).for_each(|_| uid());
+        thread::sleep(Duration::from_millis(20));
+    });
+    account.enter(|| (0..100).for_each(|_| ppid()));
+    let (kernel, _) = account.snapshot(Instant::now());
+    let calls = kernel.syscalls.unwrap();
+    let fast = calls["getppid"].faster.unwrap();
+    // A few may have been interrupted.
+    assert!(fast[0] > 100 && fast.iter().sum::<u64>() <= 200, "{fast:?} of {}", calls["getppid"].count);
+    assert_eq!(calls["clock_nanosleep"].faster, Some([0; 4]));
+    // More of a kind than the probes can sort in one section.
+    assert_eq!((calls["getuid"].count, calls["getuid"].faster), (70_000, None));
+}
+
+#[test]
 fn a_thread_gives_its_slot_back_when_it_ends() {
     let Some(probes) = support::probes(&counting(4)) else {
         return;

@@ -14,12 +14,13 @@ mod tree;
 pub use sample::{KERNEL_FRAMES_MAX, Owner, SAMPLES_BYTES, Sample, USER_FRAMES_MAX, WANTED_FAULTS, WANTED_OFF_CPU_NS};
 pub use sched::{BLOCKED, BLOCKED_ON_IO, CallTime, READY, SchedCounts, SchedState};
 pub use slot::{
-    ENTER_NONE, ENTER_UNKNOWN, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord, SyscallStat,
+    ENTER_NONE, ENTER_UNKNOWN, FASTER_THAN_NS, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord,
+    SyscallStat,
 };
 pub use tree::{MEMBER_ARMED, MEMBER_COUNTING, Member, TREES_MAX, TreeCounts, TreeKey, TreeStat};
 
 /// The version of this ABI. The object exports it under the symbol [`ABI_SYMBOL`].
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// The name of the 32-bit constant in the object that holds [`ABI_VERSION`].
 pub const ABI_SYMBOL: &str = "NEXUS_ABI_VERSION";

@@ -122,6 +122,17 @@ async fn files_are_counted_exactly() {
     }
     let few: Vec<_> = imports.keys().filter(|name| !expected.iter().any(|(import, _)| import == *name)).collect();
     assert!(few.iter().all(|name| name.starts_with("wasi:random/")), "{few:?}");
+    // And so does the metrics page, which sorts them by how long they took.
+    let page = server.request(Method::GET, "/metrics").send().await.expect("an answer").text().await.expect("text");
+    let sample = |bucket: &str| -> f64 {
+        let name = format!("nexus_syscall_duration_seconds_{bucket}function=\"files\",syscall=\"pread64\"}} ");
+        let line = page.lines().find_map(|line| line.strip_prefix(&name));
+        line.unwrap_or_else(|| panic!("{name} in {page}")).parse().expect("a number")
+    };
+    let of_all = 2.0 * f64::from(1 + 2 + 10 + 20 + 400 + 20);
+    assert_eq!((sample("count{"), sample("bucket{le=\"+Inf\",")), (of_all, of_all));
+    let bounds = ["0.00001", "0.0001", "0.001", "0.01"].map(|le| sample(&format!("bucket{{le=\"{le}\",")));
+    assert!(bounds.is_sorted() && bounds[3] > 0.9 * of_all, "{bounds:?} of {of_all}");
     let missing = invoke(&server, "/fn/files/read?path=%2Fdata%2Fmissing").await;
     assert_eq!(counts(&missing)["openat2"], (1, 1), "an error is counted as one: {missing}");
 }

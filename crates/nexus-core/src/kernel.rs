@@ -48,11 +48,24 @@ pub struct SyscallStats {
     /// Of the total: time ready to run, and waiting for a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_queue_ns: Option<u64>,
+    /// Of the calls: how many took less than each of [`FASTER_THAN_NS`], and not less than the one before; the rest took longer.
+    /// For metrics, which are made when the numbers are new: it is not kept. Absent where it is not known.
+    #[serde(skip)]
+    pub faster: Option<[u64; FASTER_THAN_NS.len()]>,
 }
+
+/// By which durations calls are told apart, in nanoseconds.
+pub const FASTER_THAN_NS: [u64; 4] = [10_000, 100_000, 1_000_000, 10_000_000];
 
 impl SyscallStats {
     /// Adds what `other` counted.
     pub fn add(&mut self, other: &SyscallStats) {
+        self.faster = match (self.faster, other.faster) {
+            (None, theirs) if self.count == 0 => theirs,
+            (ours, None) if other.count == 0 => ours,
+            (Some(ours), Some(theirs)) => Some(std::array::from_fn(|at| ours[at] + theirs[at])),
+            _ => None,
+        };
         self.count += other.count;
         self.errors += other.errors;
         self.total_ns += other.total_ns;

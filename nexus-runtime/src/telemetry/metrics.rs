@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nexus_collector::Ledger;
 use nexus_core::ids::FunctionName;
-use nexus_core::kernel::Syscalls;
+use nexus_core::kernel::{FASTER_THAN_NS, Syscalls};
 use nexus_core::outcome::{Disposition, InvocationStatus, Outcome};
 use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
@@ -93,12 +93,13 @@ struct OfFunction {
     syscalls: parking_lot::Mutex<BTreeMap<Cow<'static, str>, OfSyscall>>,
 }
 
-/// Metrics of one system call of a function. An invocation's account has the sum of their times and their number, so the
-/// histogram of their durations is of one bucket.
+/// Metrics of one system call of a function.
 struct OfSyscall {
     count: Counter,
+    /// The histogram of their durations: the probes sort them, so it is kept as they hand it over.
     seconds: f64,
     calls: u64,
+    faster: [u64; FASTER_THAN_NS.len()],
 }
 
 /// What is looked up when the page is asked for.
@@ -253,11 +254,19 @@ impl Metrics {
             for (syscall, stats) in syscalls {
                 let of_syscall = known.entry(syscall.clone()).or_insert_with(|| {
                     let labels = [("owner", "invocation".into()), name.clone(), ("syscall", syscall.clone())];
-                    OfSyscall { count: self.syscalls.get_or_create_owned(&labels), seconds: 0.0, calls: 0 }
+                    OfSyscall {
+                        count: self.syscalls.get_or_create_owned(&labels),
+                        seconds: 0.0,
+                        calls: 0,
+                        faster: [0; 4],
+                    }
                 });
                 of_syscall.count.inc_by(stats.count);
+                // Some ten thousand calls of one kind in one poll: how long each took is not known.
+                let Some(faster) = stats.faster else { continue };
                 of_syscall.seconds += seconds(stats.total_ns);
                 of_syscall.calls += stats.count;
+                of_syscall.faster.iter_mut().zip(faster).for_each(|(sum, more)| *sum += more);
             }
         }
         if let (Some(on_cpu), Some(run_queue), Some(off_cpu)) =
@@ -346,7 +355,10 @@ impl Collector for Looked {
             for (syscall, of) in of_function.syscalls.lock().iter() {
                 let labels = [("function", function.to_string()), ("syscall", syscall.to_string())];
                 let mut encoder = times.encode_family(&labels)?;
-                encoder.encode_histogram::<NoLabelSet>(of.seconds, of.calls, &[(f64::MAX, of.calls)], None)?;
+                let slower = of.calls - of.faster.iter().sum::<u64>();
+                let bounds = FASTER_THAN_NS.map(|ns| Duration::from_nanos(ns).as_secs_f64());
+                let buckets = bounds.into_iter().zip(of.faster).chain([(f64::INFINITY, slower)]).collect::<Vec<_>>();
+                encoder.encode_histogram::<NoLabelSet>(of.seconds, of.calls, &buckets, None)?;
             }
         }
         if let Some(ledger) = ledger {

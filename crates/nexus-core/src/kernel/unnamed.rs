@@ -52,7 +52,7 @@ struct Stats {
 impl<'de> Deserialize<'de> for SyscallStats {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let Stats { count, errors, total_ns, max_ns, off_cpu_ns, run_queue_ns } = deserialize(from)?;
-        Ok(Self { count, errors, total_ns, max_ns, off_cpu_ns, run_queue_ns })
+        Ok(Self { count, errors, total_ns, max_ns, off_cpu_ns, run_queue_ns, faster: None })
     }
 }
 
@@ -115,7 +115,7 @@ impl Serialize for Calls<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut map = to.serialize_map(Some(self.0.len()))?;
         for (name, stats) in self.0 {
-            let SyscallStats { count, errors, total_ns, max_ns, off_cpu_ns, run_queue_ns } = stats;
+            let SyscallStats { count, errors, total_ns, max_ns, off_cpu_ns, run_queue_ns, faster: _ } = stats;
             map.serialize_entry(name, &(count, errors, total_ns, max_ns, off_cpu_ns, run_queue_ns))?;
         }
         map.end()
@@ -141,8 +141,14 @@ mod tests {
     }
 
     fn account() -> KernelAccount {
-        let stats =
-            |n| SyscallStats { count: n, errors: 1, total_ns: 20, max_ns: 10, off_cpu_ns: Some(3), run_queue_ns: None };
+        let stats = |n| SyscallStats {
+            count: n,
+            errors: 1,
+            total_ns: 20,
+            max_ns: 10,
+            off_cpu_ns: Some(3),
+            ..SyscallStats::default()
+        };
         let calls = Syscalls::from([("read".into(), stats(7)), ("write".into(), stats(8))]);
         KernelAccount {
             mode: KernelMode::Full,
