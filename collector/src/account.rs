@@ -79,8 +79,9 @@ pub(crate) struct SlowCall {
     pub(crate) duration_ns: u64,
 }
 
-/// Enough for [`Time::work`] to count all threads that can have a slot; what is left is 17 days at 3 GHz.
-const WORKING_BITS: u32 = 12;
+/// Enough for [`Time::work`] to count all threads that can have a slot, each marked a few times over; what is left is four days at
+/// 3 GHz.
+const WORKING_BITS: u32 = 14;
 
 impl Time {
     /// How many threads work now, and for how many ticks those worked that left.

@@ -151,7 +151,8 @@ impl Sched {
     }
 
     fn is_empty(&self) -> bool {
-        self.switches == 0 && self.faults == 0
+        // The rest comes with a switch.
+        self.switches == 0 && self.faults == 0 && self.major_faults == 0
     }
 }
 
@@ -295,7 +296,7 @@ struct Outer {
     guest: Guest,
 }
 
-/// Marks within marks for which there is room from the start: more allocate, which may be a system call.
+/// Marks within marks for which there is room from the start. More allocate, which may be a system call, of the runtime's.
 const AROUND: usize = 8;
 
 impl Drop for Mark<'_> {
@@ -362,7 +363,7 @@ impl Thread {
             if let Some(sched) = sched {
                 stash.sched.add(&sched);
             }
-            self.around.push(Outer {
+            let outer = Outer {
                 stats_from: std::mem::replace(&mut stash.from, stash.stats.len()),
                 slow_from: stash.slow.len(),
                 lost: std::mem::take(&mut stash.lost),
@@ -372,9 +373,11 @@ impl Thread {
                 owner: std::array::from_fn(|at| slot.owner[at].load(Ordering::Relaxed)),
                 import: self.import,
                 guest: std::mem::take(&mut self.guest),
-            });
+            };
             set_side(slot, Side::Runtime);
-        } else if slot.touched_len.load(Ordering::Relaxed) != 0 {
+            self.around.push(outer);
+        }
+        if slot.touched_len.load(Ordering::Relaxed) != 0 {
             slots.drain_runtime(*index);
         }
         self.depth += 1;

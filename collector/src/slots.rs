@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use nexus_core::kernel::{FASTER_THAN_NS, SyscallStats, Syscalls};
-use nexus_ebpf_common::{ENTER_NONE, SYSCALLS_MAX, TASK_UNTRACKED};
+use nexus_ebpf_common::{BOUNDS_NS, ENTER_NONE, SYSCALLS_MAX, TASK_UNTRACKED};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
@@ -404,7 +404,7 @@ impl Slots {
 const _: () = {
     let mut at = 0;
     while at < FASTER_THAN_NS.len() {
-        assert!(FASTER_THAN_NS[at] == nexus_ebpf_common::FASTER_THAN_NS[at]);
+        assert!(FASTER_THAN_NS[at] == BOUNDS_NS[at]);
         at += 1;
     }
 };
@@ -416,10 +416,11 @@ pub(crate) fn clear(slot: &SlotCells) {
     slot.lost.store(0, Ordering::Relaxed);
 }
 
-/// How many calls were how fast, out of a [`nexus_ebpf_common::SyscallStat`]. `None` where one of the numbers is full.
-fn faster(packed: u64) -> Option<[u64; FASTER_THAN_NS.len()]> {
-    let parts = std::array::from_fn(|at| packed >> (16 * at) & 0xffff);
-    (!parts.contains(&0xffff)).then_some(parts)
+/// How many of `count` calls were how fast, out of a [`nexus_ebpf_common::SyscallStat`]. `None` where one of its numbers is full.
+fn faster(count: u64, slower: u64) -> Option<[u64; FASTER_THAN_NS.len()]> {
+    let slower: [u64; BOUNDS_NS.len()] = std::array::from_fn(|at| slower >> (16 * at) & 0xffff);
+    let [a, b, c, d] = slower;
+    (!slower.contains(&0xffff)).then(|| [count.saturating_sub(a + b + c + d), a, b, c])
 }
 
 /// The numbers of a slot that belong to `generation`; with those of scheduling, if it is watched.
@@ -432,15 +433,32 @@ pub(crate) fn touched(
     slot.touched[..len].iter().filter_map(move |nr| {
         let nr = nr.load(Ordering::Relaxed);
         let cells: &StatCells = slot.stats.get(usize::from(nr))?;
+        let count = cells.count.load(Ordering::Relaxed);
         let stats = SyscallStats {
-            count: cells.count.load(Ordering::Relaxed),
+            count,
             errors: cells.errors.load(Ordering::Relaxed),
             total_ns: cells.total_ns.load(Ordering::Relaxed),
             max_ns: cells.max_ns.load(Ordering::Relaxed),
             off_cpu_ns: scheduling.then(|| cells.off_cpu_ns.load(Ordering::Relaxed)),
             run_queue_ns: scheduling.then(|| cells.run_queue_ns.load(Ordering::Relaxed)),
-            faster: faster(cells.faster.load(Ordering::Relaxed)),
+            faster: faster(count, cells.slower.load(Ordering::Relaxed)),
         };
         (cells.generation.load(Ordering::Acquire) == generation).then_some((nr, stats))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::faster;
+
+    #[test]
+    fn what_is_not_slower_is_faster() {
+        assert_eq!(faster(10, 0), Some([10, 0, 0, 0]));
+        assert_eq!(faster(10, 1 | 2 << 16 | 3 << 32 | 4 << 48), Some([0, 1, 2, 3]));
+        assert_eq!(faster(70_000, 0xfffe), Some([70_000 - 0xfffe, 0xfffe, 0, 0]));
+        // Whether it was one more is not known.
+        for place in 0..4 {
+            assert_eq!(faster(70_000, 0xffff << (16 * place)), None);
+        }
+    }
 }

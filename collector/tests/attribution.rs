@@ -280,20 +280,45 @@ fn calls_are_told_apart_by_how_long_they_took() {
         return;
     };
     let account = account(&probes);
-    account.enter(|| {
-        (0..100).for_each(|_| ppid());
-        (0..70_000).for_each(|_| uid());
-        thread::sleep(Duration::from_millis(20));
-    });
-    account.enter(|| (0..100).for_each(|_| ppid()));
+    // Each is at least as long as it says, and one of them hardly longer.
+    let pauses = |count: u32, pause: Duration| {
+        account.enter(|| (0..count).for_each(|_| thread::sleep(pause)));
+        let (kernel, _) = account.snapshot(Instant::now());
+        let stats = kernel.syscalls.unwrap()["clock_nanosleep"];
+        (stats.faster.unwrap(), stats.count)
+    };
+    let (faster, count) = pauses(50, Duration::from_micros(200));
+    assert!(faster[..2] == [0, 0] && faster[2] > 0 && count == 50, "{faster:?} of {count}");
+    let (faster, count) = pauses(20, Duration::from_millis(2));
+    assert!(faster[..2] == [0, 0] && faster[2] <= 50 && faster[3] > 0 && count == 70, "{faster:?} of {count}");
+    let before = faster.iter().sum::<u64>();
+    let (faster, count) = pauses(1, Duration::from_millis(20));
+    assert!(faster.iter().sum::<u64>() == before && count == 71, "{faster:?} of {count}");
+    account.enter(|| (0..100_000).for_each(|_| ppid()));
     let (kernel, _) = account.snapshot(Instant::now());
-    let calls = kernel.syscalls.unwrap();
-    let fast = calls["getppid"].faster.unwrap();
-    // A few may have been interrupted.
-    assert!(fast[0] > 100 && fast.iter().sum::<u64>() <= 200, "{fast:?} of {}", calls["getppid"].count);
-    assert_eq!(calls["clock_nanosleep"].faster, Some([0; 4]));
-    // More of a kind than the probes can sort in one section.
-    assert_eq!((calls["getuid"].count, calls["getuid"].faster), (70_000, None));
+    let stats = kernel.syscalls.unwrap()["getppid"];
+    assert!(stats.count == 100_000 && stats.faster.unwrap()[0] > 90_000, "{stats:?}");
+}
+
+#[test]
+fn marks_nest_deeper_than_there_is_room_for() {
+    let Some(probes) = support::probes(&counting(8)) else {
+        return;
+    };
+    let accounts: Vec<_> = (0..20).map(|_| account(&probes)).collect();
+    fn nest(accounts: &[Arc<Account>]) {
+        if let Some((first, within)) = accounts.split_first() {
+            first.enter(|| {
+                ppid();
+                nest(within);
+                uid();
+            });
+        }
+    }
+    nest(&accounts);
+    for account in &accounts {
+        assert_eq!(calls(account), expect([("getppid", 1, 0), ("getuid", 1, 0)]));
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod tree;
 pub use sample::{KERNEL_FRAMES_MAX, Owner, SAMPLES_BYTES, Sample, USER_FRAMES_MAX, WANTED_FAULTS, WANTED_OFF_CPU_NS};
 pub use sched::{BLOCKED, BLOCKED_ON_IO, CallTime, READY, SchedCounts, SchedState};
 pub use slot::{
-    ENTER_NONE, ENTER_UNKNOWN, FASTER_THAN_NS, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord,
+    BOUNDS_NS, ENTER_NONE, ENTER_UNKNOWN, RECORDS_MAX, SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlotHeader, SlowRecord,
     SyscallStat,
 };
 pub use tree::{MEMBER_ARMED, MEMBER_COUNTING, Member, TREES_MAX, TreeCounts, TreeKey, TreeStat};

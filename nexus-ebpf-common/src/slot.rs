@@ -16,7 +16,7 @@ pub const SYSCALLS_MAX: usize = 512;
 pub const SYSCALL_OTHER: u32 = SYSCALLS_MAX as u32 - 1;
 
 /// By which durations calls are told apart, in nanoseconds.
-pub const FASTER_THAN_NS: [u64; 4] = [10_000, 100_000, 1_000_000, 10_000_000];
+pub const BOUNDS_NS: [u64; 4] = [10_000, 100_000, 1_000_000, 10_000_000];
 
 /// Slow calls that a slot keeps within one generation. More are counted in [`SlotHeader::lost`].
 pub const RECORDS_MAX: usize = 64;
@@ -81,9 +81,9 @@ pub struct SyscallStat {
     pub off_cpu_ns: u64,
     /// Of the total: time able to run, and waiting for a CPU.
     pub run_queue_ns: u64,
-    /// Of the calls: how many took less than each of [`FASTER_THAN_NS`], and not less than the one before, in 16 bits each, the
-    /// first lowest. One that is full stays so: how many there were is not known then.
-    pub faster: u64,
+    /// Of the calls: how many took as long as each of [`BOUNDS_NS`], and not as long as the next, in 16 bits each, the first lowest;
+    /// all others were faster. One that is full stays so: how many there were is not known then.
+    pub slower: u64,
 }
 
 /// One call that took longer than the threshold.

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktim
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use nexus_ebpf_common::{
-    CallTime, Counter, ENTER_NONE, ENTER_UNKNOWN, ERRNO_MAX, FASTER_THAN_NS, MEMBER_COUNTING, Member, RECORDS_MAX,
+    BOUNDS_NS, CallTime, Counter, ENTER_NONE, ENTER_UNKNOWN, ERRNO_MAX, MEMBER_COUNTING, Member, RECORDS_MAX,
     SYSCALL_OTHER, SYSCALLS_MAX, Slot, SlowRecord, SyscallStat, TASK_TREE, TASK_UNTRACKED, TreeKey, TreeStat,
 };
 
@@ -152,7 +152,7 @@ unsafe fn add(slot: *mut Slot, nr: u32, generation: u64, ret: i64, duration_ns: 
         let stat = (&raw mut (*slot).stats).cast::<SyscallStat>().add(nr);
         let CallTime { off_cpu_ns, run_queue_ns } = (*slot).header.enter_time;
         let error = u64::from(is_error(ret));
-        let place = 16 * FASTER_THAN_NS.iter().map(|bound| u32::from(duration_ns >= *bound)).sum::<u32>();
+        let class = BOUNDS_NS.iter().map(|bound| u32::from(duration_ns >= *bound)).sum::<u32>();
         if (*stat).generation == generation {
             (*stat).count += 1;
             (*stat).errors += error;
@@ -162,8 +162,11 @@ unsafe fn add(slot: *mut Slot, nr: u32, generation: u64, ret: i64, duration_ns: 
             }
             (*stat).off_cpu_ns += off_cpu_ns;
             (*stat).run_queue_ns += run_queue_ns;
-            if place < u64::BITS && (*stat).faster >> place & 0xffff != 0xffff {
-                (*stat).faster += 1 << place;
+            if class > 0 {
+                let place = 16 * (class - 1);
+                if (*stat).slower >> place & 0xffff != 0xffff {
+                    (*stat).slower += 1 << place;
+                }
             }
             return;
         }
@@ -173,7 +176,7 @@ unsafe fn add(slot: *mut Slot, nr: u32, generation: u64, ret: i64, duration_ns: 
         (*stat).max_ns = duration_ns;
         (*stat).off_cpu_ns = off_cpu_ns;
         (*stat).run_queue_ns = run_queue_ns;
-        (*stat).faster = if place < u64::BITS { 1 << place } else { 0 };
+        (*stat).slower = if class > 0 { 1 << (16 * (class - 1)) } else { 0 };
         (*stat).generation = generation;
         let header = &raw mut (*slot).header;
         let len = (*header).touched_len;

@@ -132,7 +132,7 @@ async fn files_are_counted_exactly() {
     let of_all = 2.0 * f64::from(1 + 2 + 10 + 20 + 400 + 20);
     assert_eq!((sample("count{"), sample("bucket{le=\"+Inf\",")), (of_all, of_all));
     let bounds = ["0.00001", "0.0001", "0.001", "0.01"].map(|le| sample(&format!("bucket{{le=\"{le}\",")));
-    assert!(bounds.is_sorted() && bounds[3] > 0.9 * of_all, "{bounds:?} of {of_all}");
+    assert!(bounds[0] > 0.0 && bounds[3] > 0.9 * of_all, "{bounds:?} of {of_all}");
     let missing = invoke(&server, "/fn/files/read?path=%2Fdata%2Fmissing").await;
     assert_eq!(counts(&missing)["openat2"], (1, 1), "an error is counted as one: {missing}");
 }

@@ -21,7 +21,7 @@ pub(crate) struct StatCells {
     pub(crate) max_ns: AtomicU64,
     pub(crate) off_cpu_ns: AtomicU64,
     pub(crate) run_queue_ns: AtomicU64,
-    pub(crate) faster: AtomicU64,
+    pub(crate) slower: AtomicU64,
 }
 
 /// [`SchedState`] as seen from user space, which only ever clears it.
@@ -104,7 +104,7 @@ const _: () = {
     assert!(offset_of!(SlotCells, records) == offset_of!(Slot, records));
     assert!(offset_of!(StatCells, max_ns) == offset_of!(SyscallStat, max_ns));
     assert!(offset_of!(StatCells, run_queue_ns) == offset_of!(SyscallStat, run_queue_ns));
-    assert!(offset_of!(StatCells, faster) == offset_of!(SyscallStat, faster));
+    assert!(offset_of!(StatCells, slower) == offset_of!(SyscallStat, slower));
     assert!(offset_of!(RecordCells, ret) == offset_of!(SlowRecord, ret));
     assert!(offset_of!(RecordCells, duration_ns) == offset_of!(SlowRecord, duration_ns));
 };

@@ -262,7 +262,7 @@ impl Metrics {
                     }
                 });
                 of_syscall.count.inc_by(stats.count);
-                // Some ten thousand calls of one kind in one poll: how long each took is not known.
+                // Too many slow calls of one kind at a time for the probes to sort: how long each took is not known.
                 let Some(faster) = stats.faster else { continue };
                 of_syscall.seconds += seconds(stats.total_ns);
                 of_syscall.calls += stats.count;
@@ -348,7 +348,7 @@ impl Collector for Looked {
             counter.inc_by(count.saturating_sub(counter.get()));
         }
         self.functions.encode(encoder.encode_descriptor("nexus_syscalls", help, None, MetricType::Counter)?)?;
-        let help = "How long system calls took";
+        let help = "How long system calls of functions took, as far as each is known";
         let mut times =
             encoder.encode_descriptor("nexus_syscall_duration_seconds", help, None, MetricType::Histogram)?;
         for (function, of_function) in self.by_function.read().iter() {
