@@ -491,6 +491,20 @@ async fn an_event_is_exported_and_replayed_where_there_is_no_server() {
         path.display().to_string()
     };
     let (first, second) = (file("1"), file("2"));
+    // One attempt of two, by its id; the event's own case has the last.
+    let mut twice = on("twice");
+    twice["retry"] = json!({"attempts_max": 2, "backoff_ms": 1});
+    server.deploy("twice", "probe", twice).await;
+    server.send(event("3", "twice", json!({"status": 500}))).await;
+    let attempts = server.settled("3", "dead").await["invocations"].clone();
+    assert_eq!((&attempts[0]["attempt"], &attempts[1]["attempt"]), (&json!(1), &json!(2)), "{attempts:#}");
+    let attempt = file(attempts[0]["invocation_id"].as_str().expect("an id"));
+    for (path, which) in [(&attempt, 1), (&file("3"), 2)] {
+        let case: Value = serde_json::from_slice(&std::fs::read(path).expect("the case")).expect("JSON");
+        assert_eq!(case["deliveries"][0]["outcome"]["attempt"], which, "{case:#}");
+    }
+    let unknown = cli.run(["events", "export", "0198c0de-5b1a-7c3e-9d0f-2a6b8c4d1e0f"]);
+    assert_eq!(unknown.status.code(), Some(3), "an event's id may look like an invocation's: {unknown:?}");
     let wasm = |name: &str| {
         let path = nexus_tests::server::repository().join(format!("tests/guests/{name}/{name}.wasm"));
         path.display().to_string()
@@ -501,8 +515,10 @@ async fn an_event_is_exported_and_replayed_where_there_is_no_server() {
     let local = Cli::at("http://127.0.0.1:1");
     let replay = local.json(["replay", &first, "--component", &wasm("script")]);
     assert_eq!((&replay["identical"], &replay["results"][0]["source"]), (&json!(1), &json!("/s")), "{replay:#}");
-    let replay = local.json(["replay", &second, "--component", &wasm("probe")]);
-    assert_eq!(replay["identical"], 1, "{replay:#}");
+    for case in [&second, &attempt] {
+        let replay = local.json(["replay", case, "--component", &wasm("probe")]);
+        assert_eq!(replay["identical"], 1, "{replay:#}");
+    }
     let replay = local.json(["replay", &first, "--component", &wasm("probe")]);
     assert_eq!((&replay["diverged"], &replay["results"][0]["divergence"]), (&json!(1), &json!("output")));
     let data = json!([{"do": "wall"}, {"do": "trap"}]).to_string();

@@ -96,6 +96,21 @@ impl Client {
             Err(failure) => Err(failure),
         }
     }
+
+    /// Whether an id of an event or an invocation is that of an invocation.
+    pub async fn is_invocation(&self, id: &str) -> Result<bool, Failure> {
+        let may_be = id.len() == 36;
+        Ok(may_be && self.find(&format!("/v1/invocations/{}", encoded(id))).await?.is_some())
+    }
+
+    /// A case: an invocation, or an event with the last attempts at its functions.
+    pub async fn export(&self, id: &str, source: Option<&str>) -> Result<String, Failure> {
+        if source.is_none() && self.is_invocation(id).await? {
+            return self.text(&format!("/v1/invocations/{}/export", encoded(id))).await;
+        }
+        let source = source.map_or_else(String::new, |source| format!("?source={}", encoded(source)));
+        self.text(&format!("/v1/events/{}/export{source}", encoded(id))).await
+    }
 }
 
 /// An answer's JSON.

@@ -13,7 +13,7 @@ use nexus_engine::{Closer, Engine};
 use reqwest::Method;
 
 use super::Failure;
-use super::client::{Client, encoded};
+use super::client::Client;
 use crate::replay::case::Case;
 
 /// How often it is looked whether a debugger has come.
@@ -22,16 +22,16 @@ const LOOK_PERIOD: Duration = Duration::from_millis(20);
 /// Flags of `nexus replay` by which it is run here.
 #[derive(Args)]
 pub struct CloserArgs {
-    /// Of one event: runs it here, again and again, and writes where the function's own code is on a CPU, sampled ten thousand times a second; a flame graph if the file is .svg, else folded stacks
+    /// Of one event or invocation: runs it here, again and again, and writes where the function's own code is on a CPU, sampled ten thousand times a second; a flame graph if the file is .svg, else folded stacks
     #[arg(long, value_name = "FILE", requires = "id")]
     profile: Option<PathBuf>,
     /// For how long, with --profile
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=300), requires = "profile")]
     profile_seconds: u64,
-    /// Of one event: runs it here, and where it traps writes what it was like: a core dump in WebAssembly's own format
+    /// Of one event or invocation: runs it here, and where it traps writes what it was like: a core dump in WebAssembly's own format
     #[arg(long, value_name = "FILE", requires = "id")]
     core_dump: Option<PathBuf>,
-    /// Of one event: runs it here, once a debugger (gdb, lldb) has been attached to this process
+    /// Of one event or invocation: runs it here, once a debugger (gdb, lldb) has been attached to this process
     #[arg(long, requires = "id", conflicts_with_all = ["profile", "core_dump"])]
     debug: bool,
 }
@@ -132,15 +132,14 @@ fn drawn(folded: &str, title: &str) -> anyhow::Result<Vec<u8>> {
     Ok(svg)
 }
 
-/// An event with its journal and the component that it is to be replayed with, from the server.
+/// An event or an invocation with its journal and the component that it is to be replayed with, from the server.
 pub async fn fetch(
     client: &Client,
     id: &str,
     source: Option<&str>,
     function: Option<&FunctionRef>,
 ) -> Result<(Case, Vec<u8>), Failure> {
-    let source = source.map_or_else(String::new, |source| format!("?source={}", encoded(source)));
-    let json = client.text(&format!("/v1/events/{}/export{source}", encoded(id))).await?;
+    let json = client.export(id, source).await?;
     let case = Case::read(json.as_bytes()).map_err(|e| Failure::failed(e.to_string()))?;
     let ran = case.ran();
     let (name, version) = match (function, &ran[..]) {

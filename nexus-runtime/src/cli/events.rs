@@ -36,7 +36,7 @@ enum Command {
     },
     /// Prints an event with its journals, to be replayed elsewhere: `nexus replay FILE --component f.wasm`
     Export {
-        /// Its id
+        /// Its id; or that of an invocation, which otherwise is the last attempt at each function
         id: String,
         /// Its source, where several use the id
         #[arg(long)]
@@ -127,8 +127,7 @@ pub async fn run(args: EventsArgs, client: &Client) -> Done {
             }
         }
         Command::Export { id, source } => {
-            let source = source.map(|s| format!("?source={}", encoded(&s))).unwrap_or_default();
-            say!("{}", client.text(&format!("/v1/events/{}/export{source}", encoded(&id))).await?);
+            say!("{}", client.export(&id, source.as_deref()).await?);
         }
         Command::Tail(list) => tail(&list, client).await?,
     }

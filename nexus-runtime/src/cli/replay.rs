@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::client::{Client, encoded, json as body_json, print_json};
+use super::client::{Client, json as body_json, print_json};
 use super::closer::CloserArgs;
 use super::style::say;
 use super::{Done, Failure, Output, step, style};
@@ -246,10 +246,7 @@ async fn subject(args: &ReplayArgs, client: &Client) -> Result<ReplayRequest, Fa
     if args.source.is_none() && hex && client.find(&format!("/v1/traces/{id}")).await?.is_some() {
         return Ok(ReplayRequest { trace_id: Some(id.clone()), ..ReplayRequest::default() });
     }
-    if args.source.is_none()
-        && id.len() == 36
-        && client.find(&format!("/v1/invocations/{}", encoded(id))).await?.is_some()
-    {
+    if args.source.is_none() && client.is_invocation(id).await? {
         return Ok(ReplayRequest { invocation_id: id.parse().ok(), ..ReplayRequest::default() });
     }
     Ok(ReplayRequest { event_id: Some(id.clone()), source: args.source.clone(), ..ReplayRequest::default() })
@@ -302,6 +299,9 @@ fn show_result(result: &Value) {
     for unmatched in result["unmatched"].as_array().into_iter().flatten() {
         let what = if unmatched["live"] == true { "went out" } else { "denied" };
         say!("    not in the journal, {what}: {}", text(&unmatched["request"]));
+    }
+    if let Some(more) = result["unmatched_dropped"].as_u64() {
+        say!("    and {more} more that are not in the journal");
     }
     for note in result["notes"].as_array().into_iter().flatten() {
         say!("    note: {}", text(note));

@@ -10,6 +10,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::Shared;
@@ -70,16 +71,64 @@ pub fn object<T: DeserializeOwned>(json: &[u8], kind: &'static str, what: &str) 
     read.map_err(|why| Problem::bad_request(kind, format!("{what} is not valid: {why}")))
 }
 
-/// A body that tells when it was read to its end.
+/// After an answer: how long a client may send nothing before the connection ends, how long it may go on, and how much of it is
+/// read.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+const REST_TIME_MAX: Duration = Duration::from_secs(10);
+const REST_BYTES_MAX: usize = 64 << 20;
+
+/// Reads and drops what a client still sends when it has been answered. A connection that is closed with bytes unread is reset,
+/// and the answer may be lost with it.
+pub async fn pass_over(mut body: Body) {
+    let rest = async {
+        let mut bytes = 0;
+        while bytes < REST_BYTES_MAX
+            && let Ok(Some(Ok(frame))) = tokio::time::timeout(PAUSE_MAX, body.frame()).await
+        {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    // Then it is cut.
+    let _ = tokio::time::timeout(REST_TIME_MAX, rest).await;
+}
+
+/// How far a [`Watched`] body was read.
+#[derive(Default)]
+pub struct Progress {
+    ended: AtomicBool,
+    rest: Mutex<Option<Body>>,
+}
+
+impl Progress {
+    /// Whether it was read to its end.
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// What is left of it, once nobody reads it any more.
+    pub fn rest(&self) -> Option<Body> {
+        self.rest.lock().take()
+    }
+}
+
+/// A body that tells how far it was read.
 pub struct Watched {
     inner: Body,
-    ended: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 }
 
 impl Watched {
-    /// Sets `ended` when the last of `inner` was read.
-    pub fn new(inner: Body, ended: Arc<AtomicBool>) -> Self {
-        Self { inner, ended }
+    /// Tells `progress` how far `inner` was read.
+    pub fn new(inner: Body, progress: Arc<Progress>) -> Self {
+        Self { inner, progress }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if !self.progress.is_ended() {
+            *self.progress.rest.lock() = Some(std::mem::take(&mut self.inner));
+        }
     }
 }
 
@@ -93,7 +142,7 @@ impl http_body::Body for Watched {
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         if frame.is_none() || self.inner.is_end_stream() {
-            self.ended.store(true, Ordering::Relaxed);
+            self.progress.ended.store(true, Ordering::Relaxed);
         }
         Poll::Ready(frame)
     }

@@ -1,5 +1,7 @@
 //! Events in, and what came of them.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -8,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use nexus_core::event::NOT_BEFORE;
 use nexus_core::ids::{FunctionName, InvocationId, Seq};
+use nexus_core::outcome::Outcome;
 use nexus_core::record::Record;
 use nexus_core::trace::TraceId;
 use nexus_log::EventQuery;
@@ -205,21 +208,28 @@ struct EventStory {
 }
 
 pub async fn invocation(State(gateway): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let id: InvocationId = id.parse()?;
-    let outcome = gateway.line.storage.log.outcome(id).await?.ok_or_else(|| Problem::not_found("invocation", id))?;
-    let record = gateway
-        .line
-        .storage
-        .log
-        .get(outcome.seq)
-        .await?
-        .ok_or_else(|| Problem::not_found("event of invocation", id))?;
+    let (outcome, record) = find_invocation(&gateway, id.parse()?).await?;
     let (event_id, source) = (&record.entry.event.id, &record.entry.event.source);
     let invocation = InvocationView::from(outcome);
     let answer = json!({
         "event_id": event_id, "source": source, "trace_id": record.entry.trace.trace_id, "invocation": invocation
     });
     Ok(Json(answer).into_response())
+}
+
+async fn find_invocation(gateway: &Shared, id: InvocationId) -> Result<(Outcome, Arc<Record>), Problem> {
+    let log = &gateway.line.storage.log;
+    let outcome = log.outcome(id).await?.ok_or_else(|| Problem::not_found("invocation", id))?;
+    let record = log.get(outcome.seq).await?.ok_or_else(|| Problem::not_found("event of invocation", id))?;
+    Ok((outcome, record))
+}
+
+/// An invocation with its event and its journal, as [`export`] has the last ones of an event.
+pub async fn export_invocation(State(gateway): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let id: InvocationId = id.parse()?;
+    let (_, record) = find_invocation(&gateway, id).await?;
+    let request = ReplayRequest { invocation_id: Some(id), ..ReplayRequest::default() };
+    Ok(Json(Case::of(&gateway.line, &request, (*record).clone()).await?).into_response())
 }
 
 /// The calls of the host that were recorded of an invocation.

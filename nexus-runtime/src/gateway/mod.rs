@@ -22,7 +22,6 @@ mod traces;
 mod views;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -85,6 +84,7 @@ pub fn router(gateway: Shared) -> Router {
         .route("/v1/functions/{name}/versions/{version}", get(functions::component))
         .route("/v1/functions/{name}/profile", get(profiles::take))
         .route("/v1/invocations/{id}", get(events::invocation))
+        .route("/v1/invocations/{id}/export", get(events::export_invocation))
         .route("/v1/invocations/{id}/journal", get(events::journal))
         .route("/v1/replays", post(replays::start).get(replays::list))
         .route("/v1/replays/{id}", get(replays::get).delete(replays::abort))
@@ -129,16 +129,21 @@ pub fn router(gateway: Shared) -> Router {
 }
 
 /// A client that is answered before its body was read goes on sending it. It is told that the connection ends with the
-/// answer, so that it does not send its next request on it.
+/// answer, so that it does not send its next request on it; and for a moment it is let send, so that it reads the answer.
 async fn end_where_unread(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     if http_body::Body::is_end_stream(&body) {
         return next.run(Request::from_parts(head, body)).await;
     }
-    let ended = Arc::new(AtomicBool::new(false));
-    let watched = body::Watched::new(body, ended.clone());
+    // One that asks before it sends (`Expect`) has not begun to.
+    let asks = head.headers.contains_key(header::EXPECT);
+    let progress = Arc::new(body::Progress::default());
+    let watched = body::Watched::new(body, progress.clone());
     let mut response = next.run(Request::from_parts(head, axum::body::Body::new(watched))).await;
-    if !ended.load(Ordering::Relaxed) {
+    if !progress.is_ended() {
+        if let Some(rest) = progress.rest().filter(|_| !asks) {
+            tokio::spawn(body::pass_over(rest));
+        }
         response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
     }
     response

@@ -1,5 +1,7 @@
 //! What differs between two runs.
 
+use std::num::NonZeroU64;
+
 use nexus_core::journal::{Header, Journal};
 use nexus_core::kernel::{KernelAccount, Syscalls};
 use nexus_core::outcome::{InvocationStatus, LogLine, Outcome};
@@ -87,6 +89,7 @@ pub(super) fn compare(
     if let Some(replayed) = &delivered.replayed {
         result.answered = Some(replayed.calls);
         result.unmatched.clone_from(&replayed.unmatched);
+        result.unmatched_dropped = NonZeroU64::new(replayed.unmatched_dropped);
         if let Some(mut left) = replayed.divergence.clone() {
             left.printed = after.logs[after.logs.len().saturating_sub(PRINTED_MAX)..].to_vec();
             let sides = json!({"before": left.expected, "after": left.actual});

@@ -130,6 +130,7 @@ impl ReplayResult {
             host_call: None,
             answered: None,
             unmatched: Vec::new(),
+            unmatched_dropped: None,
             side_effects: None,
             printed: Vec::new(),
             steps: Vec::new(),
@@ -273,7 +274,7 @@ impl Item {
                     result.notes.push("its code was compiled by another version of the engine then".into());
                 }
             }
-            if any && !result.unmatched.iter().any(|unmatched| unmatched.live) {
+            if any && !delivered.replayed.as_ref().is_some_and(|replayed| replayed.went_out) {
                 result.verdict = Verdict::Leaked;
             }
         }

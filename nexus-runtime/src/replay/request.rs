@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use nexus_core::ids::{FunctionRef, InvocationId, ReplayId};
 use nexus_core::journal::Divergence;
@@ -215,9 +216,12 @@ pub struct ReplayResult {
     /// Of a deterministic replay: how many calls of the host were answered from the journal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered: Option<usize>,
-    /// Of another version or payload: requests that the journal had no answer to.
+    /// Of another version or payload: requests that the journal had no answer to, the first of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unmatched: Vec<Unmatched>,
+    /// How many more there were, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmatched_dropped: Option<NonZeroU64>,
     /// Of a deterministic replay: `none` if the kernel saw none, what it saw, or `not watched` and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub side_effects: Option<String>,

@@ -100,6 +100,39 @@ async fn an_answer_before_the_body_was_read_ends_the_connection() {
     }
 }
 
+/// Most clients send all of a body before they read: the answer must be there then.
+#[tokio::test]
+async fn a_client_that_sends_on_after_its_answer_can_read_it() {
+    let server = prepared().await;
+    let rows = [
+        ("too large", "POST /v1/events", "413"),
+        ("not a component", "PUT /v1/functions/new", "415"),
+        ("no such function", "POST /fn/absent", "404"),
+        ("no such page", "POST /nowhere", "404"),
+    ];
+    for (what, line, status) in rows {
+        let Raw(mut stream) = Raw::to(&server);
+        let sent = tokio::task::spawn_blocking(move || {
+            let head = format!("{line} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {}\r\n\r\n", 16 << 20);
+            stream.write_all(head.as_bytes())?;
+            (0..256).try_for_each(|_| stream.write_all(&[b'x'; 1 << 16]))?;
+            Ok::<_, std::io::Error>(stream)
+        });
+        let stream = sent.await.expect("a thread").unwrap_or_else(|e| panic!("{what}: cut while it sends: {e}"));
+        let answer = Raw(stream).answer(what).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer}");
+    }
+    // Who sends for ever is cut.
+    let Raw(mut stream) = Raw::to(&server);
+    let head = "POST /nowhere HTTP/1.1\r\nhost: 127.0.0.1\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(1 << 16));
+    let cut = tokio::task::spawn_blocking(move || {
+        stream.write_all(head.as_bytes()).expect("a head");
+        (0..8192).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count()
+    });
+    assert!(cut.await.expect("a thread") < 8192, "half a gigabyte was taken");
+}
+
 #[tokio::test]
 async fn a_client_that_stalls_is_cut_and_holds_up_nobody() {
     let server = prepared_from(Server::builder().config("read_timeout_s = 1")).await;

@@ -116,6 +116,8 @@ pub(crate) struct Answers {
     files: HashMap<String, VecDeque<Result<FileAnswer, String>>>,
     streams: HashMap<u32, FileContent>,
     unmatched: Vec<Unmatched>,
+    unmatched_dropped: u64,
+    went_out: bool,
     allow_live: bool,
     calls: usize,
     /// When a clock was read last.
@@ -132,6 +134,8 @@ impl Answers {
             files: HashMap::new(),
             streams: HashMap::new(),
             unmatched: Vec::new(),
+            unmatched_dropped: 0,
+            went_out: false,
             allow_live,
             calls: 0,
             read_at: Instant::now(),
@@ -218,6 +222,7 @@ impl Answers {
             return Answer::Recorded(came.clone());
         }
         let live = self.allow_live;
+        self.went_out |= live;
         self.unmatched(|| Unmatched { request: format!("{method} {url}"), live });
         if self.allow_live { Answer::Live } else { Answer::Denied }
     }
@@ -240,6 +245,8 @@ impl Answers {
     fn unmatched(&mut self, what: impl FnOnce() -> Unmatched) {
         if self.unmatched.len() < UNMATCHED_MAX {
             self.unmatched.push(what());
+        } else {
+            self.unmatched_dropped += 1;
         }
     }
 
@@ -250,7 +257,13 @@ impl Answers {
     }
 
     pub(super) fn ended(&mut self) -> Replayed {
-        Replayed { calls: self.calls, unmatched: std::mem::take(&mut self.unmatched), ..Replayed::default() }
+        Replayed {
+            calls: self.calls,
+            unmatched: std::mem::take(&mut self.unmatched),
+            unmatched_dropped: self.unmatched_dropped,
+            went_out: self.went_out,
+            ..Replayed::default()
+        }
     }
 }
 

@@ -74,8 +74,12 @@ pub struct Replayed {
     pub divergence: Option<Divergence>,
     /// Calls of the host that were answered from the journal.
     pub calls: usize,
-    /// Outgoing requests that the journal had no answer to, and what became of them.
+    /// Outgoing requests and questions about files that the journal had no answer to, and what became of them: the first 1,000.
     pub unmatched: Vec<Unmatched>,
+    /// How many more there were.
+    pub unmatched_dropped: u64,
+    /// Whether any of all these went out into the world.
+    pub went_out: bool,
     /// The hash of what the function gave back, as [`Header::output`] has it.
     pub output: u64,
     /// Whether its code was compiled by another engine when its journal was written.

@@ -175,5 +175,6 @@ async fn another_payload_is_answered_from_the_same_journal() {
 
     let replay = run(&guest, post(other.as_bytes()), config(), answer(true)).await;
     assert_eq!(whimsy.asked(), asked + 1);
-    assert!(replay.replayed.expect("a replay").unmatched[0].live);
+    let replayed = replay.replayed.expect("a replay");
+    assert!(replayed.unmatched[0].live && replayed.went_out);
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use nexus_core::journal::Entry;
-use nexus_engine::{Finished, Journaling};
+use nexus_engine::{Finished, Journaling, Replayed};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
@@ -215,9 +215,16 @@ async fn another_payload_reads_what_was_read() {
     let denied = now[4].as_str().expect("text");
     assert!(denied.contains("not-permitted"), "{denied}");
     assert!(now[5].as_str().is_some_and(|list| list.contains("not-permitted")), "its names were told once: {now}");
-    let unmatched = replay.replayed.expect("a replay").unmatched;
+    let Replayed { unmatched, unmatched_dropped: dropped, .. } = replay.replayed.expect("a replay");
     let asked: Vec<_> = unmatched.iter().map(|unmatched| &unmatched.request[..]).collect();
     assert!(asked[0].starts_with("open-at /m/b ") && asked[1] == "read-directory-entry /m/.", "{asked:?}");
-    assert!(unmatched.iter().all(|unmatched| !unmatched.live));
+    assert!(unmatched.iter().all(|unmatched| !unmatched.live) && dropped == 0);
     assert!(!folder.path().join("c").exists());
+
+    // Of very many the first are told, and how many more there were.
+    let many = vec![json!({"do": "file", "call": "read-stream", "path": "b", "n": 7}); 1003];
+    let answer = Journaling::Answer { journal: journal_of(&recorded), allow_live: false };
+    let replay = run(&guest, post(Value::from(many).to_string().as_bytes()), mounting(folder.path()), answer).await;
+    let Replayed { unmatched, unmatched_dropped, went_out, .. } = replay.replayed.expect("a replay");
+    assert_eq!((unmatched.len(), unmatched_dropped, went_out), (1000, 3, false));
 }
