@@ -269,8 +269,8 @@ fn what_one_mark_waited_for_is_not_the_next_ones() {
         assert_eq!((kernel.complete, kernel.lost), (Some(true), Some(0)));
         Duration::from_nanos(kernel.off_cpu_ns.unwrap())
     };
-    // Asking for the parent's id never blocks.
-    assert_eq!((off_cpu(&inner), off_cpu(&next)), (Duration::ZERO, Duration::ZERO));
+    // Asking for the parent's id does not block, and little else can in the two.
+    assert!(off_cpu(&inner) < pause / 2 && off_cpu(&next) < pause / 2, "{:?} {:?}", off_cpu(&inner), off_cpu(&next));
     assert!(off_cpu(&outer) > pause / 2);
 }
 
@@ -280,24 +280,28 @@ fn calls_are_told_apart_by_how_long_they_took() {
         return;
     };
     let account = account(&probes);
-    // Each is at least as long as it says, and one of them hardly longer.
-    let pauses = |count: u32, pause: Duration| {
-        account.enter(|| (0..count).for_each(|_| thread::sleep(pause)));
+    let now = |name: &str| {
         let (kernel, _) = account.snapshot(Instant::now());
-        let stats = kernel.syscalls.unwrap()["clock_nanosleep"];
-        (stats.faster.unwrap(), stats.count)
+        kernel.syscalls.unwrap()[name]
     };
-    let (faster, count) = pauses(50, Duration::from_micros(200));
-    assert!(faster[..2] == [0, 0] && faster[2] > 0 && count == 50, "{faster:?} of {count}");
-    let (faster, count) = pauses(20, Duration::from_millis(2));
-    assert!(faster[..2] == [0, 0] && faster[2] <= 50 && faster[3] > 0 && count == 70, "{faster:?} of {count}");
-    let before = faster.iter().sum::<u64>();
-    let (faster, count) = pauses(1, Duration::from_millis(20));
-    assert!(faster.iter().sum::<u64>() == before && count == 71, "{faster:?} of {count}");
-    account.enter(|| (0..100_000).for_each(|_| ppid()));
-    let (kernel, _) = account.snapshot(Instant::now());
-    let stats = kernel.syscalls.unwrap()["getppid"];
-    assert!(stats.count == 100_000 && stats.faster.unwrap()[0] > 90_000, "{stats:?}");
+    // A pause is at least as long as it says, so none is ever taken for a faster one; it may be longer, on a machine that has much to
+    // do, so each is made until one was not.
+    for (pause, class) in [(Duration::from_micros(200), 2), (Duration::from_millis(2), 3)] {
+        let seen = (0..1000).any(|_| {
+            account.enter(|| thread::sleep(pause));
+            let faster = now("clock_nanosleep").faster.unwrap();
+            assert_eq!(faster[..2], [0, 0]);
+            faster[class] > 0
+        });
+        assert!(seen, "no pause of {pause:?} in its class");
+    }
+    let before = now("clock_nanosleep");
+    account.enter(|| thread::sleep(Duration::from_millis(20)));
+    let after = now("clock_nanosleep");
+    assert_eq!((after.count, after.faster), (before.count + 1, before.faster));
+    account.enter(|| (0..1000).for_each(|_| ppid()));
+    let fast = now("getppid");
+    assert!(fast.count == 1000 && fast.faster.unwrap()[0] > 500, "{fast:?}");
 }
 
 #[test]

@@ -159,6 +159,9 @@ fn observe_counts_what_a_command_and_its_children_do() {
     // The command's own output comes first; a signal and a missing command have a shell's codes.
     let said = alone().text(["observe", "--", "echo", "hello"]);
     assert!(said.starts_with("hello\n") && said.contains("write"), "{said}");
+    let said = alone().text(["observe", "--output", "json", "--", "printf", "no end of line"]);
+    let last = said.lines().last().unwrap_or_default();
+    assert_eq!(serde_json::from_str::<Value>(last).expect(&said)["exit_code"], 0);
     assert_eq!(observe(&["sh", "-c", "kill -9 $$"]).0.status.code(), Some(128 + 9));
     let missing = observe(&["/no/such/command"]).0;
     assert_eq!((missing.status.code(), text(&missing.stderr).lines().count()), (Some(127), 1));

@@ -1,6 +1,7 @@
 //! Talking to the server, and turning what it says into exit codes.
 
 use http::StatusCode;
+use nexus_core::ids::InvocationId;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
@@ -99,7 +100,8 @@ impl Client {
 
     /// Whether an id of an event or an invocation is that of an invocation.
     pub async fn is_invocation(&self, id: &str) -> Result<bool, Failure> {
-        let may_be = id.len() == 36;
+        // Of one that cannot be, the server would say that it is none at all.
+        let may_be = id.len() == 36 && id.parse::<InvocationId>().is_ok();
         Ok(may_be && self.find(&format!("/v1/invocations/{}", encoded(id))).await?.is_some())
     }
 

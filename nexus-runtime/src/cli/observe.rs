@@ -209,6 +209,8 @@ fn print(observed: &Observed, output: Output) -> Done {
             }
             if let Some(code) = observed.exit_code {
                 json["exit_code"] = json!(code);
+                // On a line of its own, also where the program's output ends without one.
+                say!();
             }
             say!("{json}");
         }
